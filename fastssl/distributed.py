@@ -1,0 +1,52 @@
+"""The few collectives that the losses need, in forms that ``torch.compile`` traces.
+
+The invariant of every loss that gathers: each rank returns the mean over its own rows, and the parameter gradients
+after DDP's averaging equal those of one process on the global batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import _functional_collectives as collectives
+
+_checked: set[tuple[str, str]] = set()
+
+
+def all_gather_rows(rows: Tensor, group: str) -> Tensor:
+    """Every rank's rows [M, ...] in rank order, [world_size * M, ...]. Not differentiable."""
+    return collectives.wait_tensor(collectives.all_gather_tensor(rows.contiguous(), 0, group))
+
+
+def all_gather_vectors(vectors: Sequence[Tensor | None], group: str) -> list[Tensor | None]:
+    """Gather some vectors [M] of one dtype with one collective: [world_size * M] each, None stays None."""
+    present = [vector for vector in vectors if vector is not None]
+    gathered = iter(all_gather_rows(torch.stack(present, 1), group).unbind(1))
+    return [None if vector is None else next(gathered).contiguous() for vector in vectors]
+
+
+def check_same_shape(function: str, name: str, tensor: Tensor, group: dist.ProcessGroup) -> None:
+    """Raise on every rank when the ranks disagree about a shape, instead of hanging in the next collective.
+
+    On the CPU every call checks. On a GPU reading the answer would stop the stream, so the first call with a group
+    checks, and every call does with FASTSSL_DEBUG=1.
+
+    Raises:
+        ValueError: naming each rank's shape.
+    """
+    if torch.compiler.is_compiling():  # the first, eager step has been through here
+        return
+    key = (function, group.group_name)
+    if tensor.is_cuda and key in _checked and os.environ.get("FASTSSL_DEBUG") != "1":
+        return
+    mine = torch.tensor(tensor.shape, device=tensor.device)
+    shapes = [torch.empty_like(mine) for _ in range(group.size())]
+    dist.all_gather(shapes, mine, group=group)
+    listed = [tuple(shape.tolist()) for shape in shapes]
+    if any(shape != listed[0] for shape in listed):
+        raise ValueError(f"{function}: {name} must have the same shape on every rank, got {listed} by rank")
+    _checked.add(key)

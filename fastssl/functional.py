@@ -1,0 +1,181 @@
+"""The public functions: typed, stateless, differentiable.
+
+They check their arguments (never the values inside tensors), and build each loss from an operator of ``fastssl.ops``.
+Under autocast, embeddings are cast to the autocast dtype as a matrix product would be; losses come out as float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import backends, distributed, ops  # noqa: F401 - ops registers the operators
+from .ops import checks
+
+__all__ = ["nt_xent", "pairwise_logsumexp"]
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def nt_xent(
+    z0: Tensor,
+    z1: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    r"""Normalised temperature-scaled cross-entropy between two views (SimCLR), without the 2N x 2N matrix.
+
+    With z the 2N rows of both views and s_ij = z_i . z_j / temperature, every row's loss is
+    ``-s_{i, other view} + log sum_{j != i} exp(s_ij)``: equation 1 of Chen et al., "A Simple Framework for Contrastive
+    Learning of Visual Representations", 2020. Memory is O(N D) in both directions.
+
+    Args:
+        z0: embeddings of the first view, [N, D], float32, bfloat16, float16 or float64, any strides.
+        z1: embeddings of the second view, same shape, dtype and device; row n shows the same image as row n of z0.
+        temperature: above 0; or a tensor with one element, which then may receive a gradient and whose value is not
+            checked.
+        normalize: divide rows by their length, so that s is a cosine over the temperature.
+        reduction: "mean" over the 2N rows, "sum", or "none": the losses [2N], rows of z0 first.
+        group: process group over which negatives are gathered: rows of this rank against the rows of all ranks. The
+            mean is over this rank's rows, and gradients averaged over ranks (as DDP does) equal those of one process
+            on the global batch. Every rank must have the same N.
+
+    Returns:
+        float32 (float64 for float64 input): [] or [2N].
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+
+    Example:
+        >>> loss = nt_xent(projector(view0), projector(view1), temperature=0.1)
+    """
+    name = "nt_xent"
+    checks.check_tensor(name, "z0", z0, ndim=2, layout="[N, D]")
+    checks.check_tensor(name, "z1", z1, ndim=2, layout="[N, D]")
+    z0, z1 = _autocast(z0), _autocast(z1)
+    for attribute in ("shape", "dtype", "device"):
+        checks.check_same(name, attribute, ("z0", z0), ("z1", z1))
+    checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
+    scale, logit_scale = _inverse_temperature(name, temperature, z0)
+
+    # Interleaved, the two views of an image are neighbours: positives lie next to the diagonal, where kernels look for
+    # them, and a rank's rows are one contiguous range of the global batch.
+    n, d = z0.shape
+    z = torch.stack((z0, z1), dim=1).reshape(2 * n, d)
+    first_row, row_stride = 0, 1
+    if torch.is_grad_enabled() and z0.requires_grad != z1.requires_grad:  # one view is frozen
+        first_row, row_stride = (0, 2) if z0.requires_grad else (1, 2)
+    columns, shared_by, row_offset = None, "", 0
+    if group is not None and group.size() > 1:
+        distributed.check_same_shape(name, "z0", z0, group)
+        shared_by, row_offset = group.group_name, 2 * n * group.rank()
+        columns = distributed.all_gather_rows(z.detach(), shared_by)
+    log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
+        z, columns, logit_scale, None, None, scale=scale, normalize=normalize, positives="pair", exclude_self=True,
+        exclude_positives=False, row_offset=row_offset, col_offset=0, shared_by=shared_by,
+        first_row=first_row, row_stride=row_stride, backend=backends.forced(),
+    )  # fmt: skip
+    losses = log_sum - positive
+    if reduction == "none":
+        return losses.view(n, 2).T.reshape(-1)
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def pairwise_logsumexp(
+    q: Tensor,
+    k: Tensor | None = None,
+    logit_scale: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    normalize: bool = False,
+    positives: Literal["none", "diagonal", "pair", "key"] = "none",
+    row_key: Tensor | None = None,
+    col_key: Tensor | None = None,
+    exclude_self: bool = False,
+    exclude_positives: bool = False,
+    row_offset: int = 0,
+    col_offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp over each row of the similarities s q k^T, and the sum of each row's positive logits.
+
+    The primitive under every contrastive loss: InfoNCE is ``(log_sum - positive).mean()``. The M x N matrix never
+    exists; memory is O((M + N) D). With I = row_offset + i and J = col_offset + j the places of a row and a column
+    in a larger problem, a pair (i, j) is a positive
+
+    * ``"diagonal"``: when J = I (row i of one set belongs to row i of the other);
+    * ``"pair"``: when J = I ^ 1 (two views of an image stand next to each other);
+    * ``"key"``: when row_key[i] == col_key[j] (labels, or an index of the positive).
+
+    Args:
+        q: rows, [M, D], float32, bfloat16, float16 or float64, any strides.
+        k: columns, [N, D], same dtype and device; None: the rows themselves.
+        logit_scale: tensor with one element that multiplies ``scale``, e.g. a learnable inverse temperature.
+        scale: s, above 0.
+        normalize: divide rows and columns by their length first.
+        positives: the rule above.
+        row_key: int64 [M], for "key".
+        col_key: int64 [N], for "key"; not given when k is None.
+        exclude_self: pairs with J = I are neither in the sum nor positives.
+        exclude_positives: positives are left out of the log-sum (decoupled losses).
+        row_offset: place of the first row.
+        col_offset: place of the first column; 0 when k is None.
+
+    Returns:
+        log-sums [M] (minus infinity for an empty sum) and sums of positive logits [M] (0 without one), float32
+        (float64 for float64 input); gradients reach q, k and logit_scale.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    name = "pairwise_logsumexp"
+    checks.check_tensor(name, "q", q, ndim=2, layout="[M, D]")
+    q = _autocast(q)
+    if k is not None:
+        checks.check_tensor(name, "k", k, ndim=2, layout="[N, D]")
+        k = _autocast(k)
+        for attribute in ("dtype", "device"):
+            checks.check_same(name, attribute, ("q", q), ("k", k))
+        if q.shape[1] != k.shape[1]:
+            raise ValueError(f"{name}: q and k must have the same D, got shapes {tuple(q.shape)} and {tuple(k.shape)}")
+    elif col_offset != row_offset:
+        raise ValueError(
+            f"{name}: without k the columns are the rows, so col_offset must equal row_offset, "
+            f"got {col_offset} and {row_offset}"
+        )
+    if logit_scale is not None:
+        logit_scale = checks.check_scalar_tensor(name, "logit_scale", logit_scale, device=q.device)
+    scale = checks.check_positive_number(name, "scale", scale)
+    checks.check_choice(name, "positives", positives, ("none", "diagonal", "pair", "key"))
+    for key_name, key, rows in (("row_key", row_key, q), ("col_key", col_key, k)):
+        wanted = positives == "key" and rows is not None
+        if wanted:
+            checks.check_keys(name, key_name, key, length=rows.shape[0], device=q.device)
+        elif key is not None:
+            raise ValueError(f'{name}: {key_name} is only for positives="key" with such rows, got a tensor')
+    return torch.ops.fastssl.pairwise_logsumexp(
+        q, k, logit_scale, row_key, row_key if k is None else col_key, scale=scale, normalize=normalize,
+        positives=positives, exclude_self=exclude_self, exclude_positives=exclude_positives,
+        row_offset=row_offset, col_offset=col_offset, shared_by="", first_row=0, row_stride=1,
+        backend=backends.forced(),
+    )  # fmt: skip
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """As ``torch.library.register_autocast`` would, which takes one fixed dtype instead of the user's."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
+
+
+def _inverse_temperature(function: str, temperature: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
+    if isinstance(temperature, Tensor):
+        tensor = checks.check_scalar_tensor(function, "temperature", temperature, device=like.device)
+        return 1.0, tensor.reciprocal()
+    value = checks.check_positive_number(function, "temperature", temperature)
+    return checks.check_positive_number(function, "1 / temperature", 1.0 / value), None

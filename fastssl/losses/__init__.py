@@ -1,0 +1,5 @@
+"""Losses as modules, with the signatures of the ones they replace."""
+
+from .ntxent import NTXentLoss
+
+__all__ = ["NTXentLoss"]

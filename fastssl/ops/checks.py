@@ -1,0 +1,110 @@
+"""Validation shared by every public function: it looks at shapes, dtypes and devices, never at values in tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import PREFERENCE
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DEVICE_TYPES = tuple(PREFERENCE)
+
+
+def _dtype_names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def check_tensor(function: str, name: str, value: Any, *, ndim: int, layout: str) -> None:
+    """A non-empty tensor with ``ndim`` dimensions, described to the user as ``layout``.
+
+    Raises:
+        TypeError: when it is no tensor, or its dtype is not a floating one that the kernels take.
+        ValueError: when the device, or the number of dimensions is wrong, or a dimension is empty.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor of shape {layout}, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{function}: {name} must be a dense tensor, got layout {value.layout}")
+    if value.device.type not in DEVICE_TYPES:
+        raise ValueError(f"{function}: {name} must be on one of {', '.join(DEVICE_TYPES)}, got {value.device}")
+    if value.ndim != ndim:
+        raise ValueError(f"{function}: {name} must have shape {layout}, got {tuple(value.shape)}")
+    if 0 in value.shape:
+        raise ValueError(f"{function}: {name} must not be empty, got shape {tuple(value.shape)}")
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{function}: {name} must have one of the dtypes {_dtype_names(FLOAT_DTYPES)}, got {value.dtype}"
+        )
+
+
+def check_same(function: str, attribute: str, first: tuple[str, Tensor], second: tuple[str, Tensor]) -> None:
+    """Two tensors of the same "shape", "dtype" or "device".
+
+    Raises:
+        ValueError: naming both arguments and what each was.
+    """
+    (name_a, a), (name_b, b) = ((name, getattr(tensor, attribute)) for name, tensor in (first, second))
+    if a != b:
+        a, b = (tuple(a), tuple(b)) if attribute == "shape" else (a, b)
+        raise ValueError(f"{function}: {name_a} and {name_b} must have the same {attribute}, got {a} and {b}")
+
+
+def check_positive_number(function: str, name: str, value: Any) -> float:
+    """A finite number above zero, as a float.
+
+    Raises:
+        TypeError: when it is no number.
+        ValueError: when it is not above zero and finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{function}: {name} must be finite and above 0, got {value}")
+    return float(value)
+
+
+def check_scalar_tensor(function: str, name: str, value: Tensor, *, device: torch.device) -> Tensor:
+    """A floating tensor with one element on ``device``, as shape []. Its value is not read.
+
+    Raises:
+        TypeError: when the dtype is not a floating one.
+        ValueError: when it has more than one element or lies elsewhere.
+    """
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{function}: {name} must have a floating dtype, got {value.dtype}")
+    if value.numel() != 1:
+        raise ValueError(f"{function}: {name} must have one element, got shape {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{function}: {name} must be on {device} like the embeddings, got {value.device}")
+    return value.reshape(())
+
+
+def check_choice(function: str, name: str, value: Any, choices: Sequence[str]) -> None:
+    """One of a few words.
+
+    Raises:
+        ValueError: naming the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{function}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_keys(function: str, name: str, value: Any, *, length: int, device: torch.device) -> None:
+    """An int64 tensor [length] on ``device``.
+
+    Raises:
+        TypeError: when it is no int64 tensor.
+        ValueError: when its shape or device is wrong.
+    """
+    if not isinstance(value, Tensor) or value.dtype != torch.int64:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{function}: {name} must be an int64 tensor of shape ({length},), got {got}")
+    if value.shape != (length,):
+        raise ValueError(f"{function}: {name} must have shape ({length},), got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{function}: {name} must be on {device} like the embeddings, got {value.device}")

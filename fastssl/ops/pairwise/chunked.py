@@ -1,0 +1,189 @@
+"""Pairwise log-sum-exp in plain PyTorch, a block of rows at a time: O((M + N) D) memory on any device.
+
+It serves where no kernel can: no compiler, a device without Triton, float64 on a GPU. A block holds about four
+million logits, and the index rules touch one column per row instead of a boolean matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .reference import through_normalize, unit_rows
+
+BLOCK_LOGITS = 1 << 22
+
+
+def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
+    return None
+
+
+@dataclass
+class _Block:
+    """Rows [start, stop) against all columns, and where the index rules hit them."""
+
+    start: int
+    stop: int
+    logits: Tensor  # [m, N] accumulation dtype, the excluded pairs are NOT yet removed
+    self_column: Tensor | None  # [m, 1] column that is the row itself; the clamp of it where there is none
+    self_hit: Tensor | None  # [m, 1] whether there is one
+    match_column: Tensor | None  # [m, 1]
+    match_hit: Tensor | None  # [m, 1]
+    matched: Tensor | None  # [m, N] for positives="key" only
+
+    def leave_out(self, values: Tensor, fill: float, *, exclude_positives: bool) -> Tensor:
+        """Write ``fill`` where a pair is not in the log-sum, in place."""
+        if self.self_column is not None:
+            _put(values, self.self_column, self.self_hit, fill)
+        if exclude_positives:
+            if self.matched is not None:
+                values.masked_fill_(self.matched, fill)
+            elif self.match_column is not None:
+                _put(values, self.match_column, self.match_hit, fill)
+        return values
+
+    def sum_of_positives(self, values: Tensor) -> Tensor:
+        """Sum of ``values`` [m, N] over each row's positives: [m]."""
+        if self.matched is not None:
+            return torch.where(self.matched, values, 0.0).sum(1)
+        if self.match_column is not None:
+            return torch.where(self.match_hit, values.gather(1, self.match_column), 0.0).sum(1)
+        return values.new_zeros(values.shape[0])
+
+    def add_at_positives(self, values: Tensor, row: Tensor | None, column: Tensor | None) -> None:
+        """Add row[i] + column[j] to ``values`` [m, N] at the positives, in place."""
+        if self.matched is not None:
+            if row is not None:
+                values.addcmul_(self.matched.to(values.dtype), row[self.start : self.stop, None])
+            if column is not None:
+                values.addcmul_(self.matched.to(values.dtype), column[None, :])
+        elif self.match_column is not None:
+            amount = values.new_zeros(self.match_column.shape)
+            if row is not None:
+                amount += row[self.start : self.stop, None]
+            if column is not None:
+                amount += column[self.match_column]
+            values.scatter_add_(1, self.match_column, torch.where(self.match_hit, amount, 0.0))
+
+
+def _put(values: Tensor, column: Tensor, hit: Tensor | None, fill: float) -> None:
+    values.scatter_(1, column, torch.where(hit, fill, values.gather(1, column)))
+
+
+def _blocks(
+    q: Tensor,
+    k: Tensor,
+    s: float | Tensor,
+    positives: str,
+    row_key: Tensor | None,
+    col_key: Tensor | None,
+    exclude_self: bool,
+    row_offset: int,
+    col_offset: int,
+    row_step: int,
+) -> Iterator[_Block]:
+    m, n = q.shape[0], k.shape[0]
+    size = max(1, min(m, BLOCK_LOGITS // n))
+
+    def clamped(column: Tensor) -> tuple[Tensor, Tensor]:
+        return column.clamp(0, n - 1), (column >= 0) & (column < n)
+
+    for start in range(0, m, size):
+        stop = min(start + size, m)
+        product = q[start:stop] @ k.T
+        logits = (product if product.dtype == torch.float64 else product.float()).mul_(s)
+        row = (row_offset + row_step * torch.arange(start, stop, device=q.device))[:, None]
+        self_column = self_hit = match_column = match_hit = matched = None
+        if exclude_self:
+            self_column, self_hit = clamped(row - col_offset)
+        if positives == "key":
+            assert row_key is not None and col_key is not None
+            matched = row_key[start:stop, None] == col_key[None, :]
+            if exclude_self:
+                matched.scatter_(1, self_column, matched.gather(1, self_column) & ~self_hit)
+        elif positives == "pair" or (positives == "diagonal" and not exclude_self):
+            match_column, match_hit = clamped((row ^ 1 if positives == "pair" else row) - col_offset)
+        yield _Block(start, stop, logits, self_column, self_hit, match_column, match_hit, matched)
+
+
+def pairwise_logsumexp(
+    q: Tensor,  # [M, D]
+    k: Tensor | None,  # [N, D]
+    logit_scale: Tensor | None,  # []
+    *,
+    scale: float,
+    normalize: bool,
+    positives: str,
+    row_key: Tensor | None,
+    col_key: Tensor | None,
+    exclude_self: bool,
+    exclude_positives: bool,
+    row_offset: int,
+    col_offset: int,
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.pairwise_logsumexp``."""
+    rows, columns = _operands(q, k, normalize)
+    s = scale if logit_scale is None else scale * logit_scale
+    accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32
+    row_lse, positive = (q.new_empty(q.shape[0], dtype=accumulator) for _ in range(2))
+    for block in _blocks(
+        rows, columns, s, positives, row_key, col_key, exclude_self, row_offset, col_offset, row_step=1
+    ):
+        here = slice(block.start, block.stop)
+        positive[here] = block.sum_of_positives(block.logits)
+        logits = block.leave_out(block.logits, -torch.inf, exclude_positives=exclude_positives)
+        row_lse[here] = logits.logsumexp(1)
+    return row_lse, positive
+
+
+def pairwise_logsumexp_grad(
+    q: Tensor,  # [M, D]
+    k: Tensor | None,  # [N, D]
+    logit_scale: Tensor | None,  # []
+    row_lse: Tensor | None,  # [M]
+    row_weight: Tensor | None,  # [M]
+    row_positive_weight: Tensor | None,  # [M]
+    col_lse: Tensor | None,  # [N]
+    col_weight: Tensor | None,  # [N]
+    col_positive_weight: Tensor | None,  # [N]
+    *,
+    scale: float,
+    normalize: bool,
+    positives: str,
+    row_key: Tensor | None,
+    col_key: Tensor | None,
+    exclude_self: bool,
+    exclude_positives: bool,
+    row_offset: int,
+    col_offset: int,
+    row_step: int,
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.pairwise_logsumexp_grad``."""
+    if k is None and col_lse is None and col_positive_weight is None:
+        col_lse, col_weight, col_positive_weight = row_lse, row_weight, row_positive_weight
+    rows, columns = _operands(q, k, normalize)
+    s = scale if logit_scale is None else scale * logit_scale
+    accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    radial = q.new_empty(q.shape[0], dtype=accumulator)  # <row, its gradient>: their sum is the scale's gradient
+    for block in _blocks(rows, columns, s, positives, row_key, col_key, exclude_self, row_offset, col_offset, row_step):
+        here = slice(block.start, block.stop)
+        g = torch.zeros_like(block.logits)  # dL/d logits, [m, N]
+        if row_lse is not None and row_weight is not None:
+            g += row_weight[here, None] * (block.logits - row_lse[here, None]).exp_()
+        if col_lse is not None and col_weight is not None:
+            g += (block.logits - col_lse[None, :]).exp_().mul_(col_weight[None, :])
+        block.leave_out(g, 0.0, exclude_positives=exclude_positives)
+        block.add_at_positives(g, row_positive_weight, col_positive_weight)
+        d_cosine = (g.to(columns.dtype) @ columns).to(accumulator)
+        radial[here] = (d_cosine * rows[here]).sum(1)
+        dq[here] = through_normalize(d_cosine.mul_(s), q[here], normalize).to(q.dtype)
+    return dq, radial.sum()
+
+
+def _operands(q: Tensor, k: Tensor | None, normalize: bool) -> tuple[Tensor, Tensor]:
+    rows = unit_rows(q, normalize)
+    return rows, rows if k is None else unit_rows(k, normalize)

@@ -1,0 +1,131 @@
+"""The pairwise log-sum-exp operators: schemas, shapes, gradient.
+
+``pairwise_logsumexp``
+    for every row of q: the log-sum-exp of its scaled similarities to the columns, and the sum of its positive logits.
+``pairwise_logsumexp_grad``
+    the gradient for the rows, from log-sums that may come from elsewhere (other ranks, other blocks of columns).
+
+NT-Xent, InfoNCE, SupCon, DCL and their relatives are a few lines on top (``fastssl.functional``). No M x N tensor
+exists in either direction; ``reference.py`` holds the definition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import distributed
+from ..registry import define, define_gradient, forbid_gradient
+
+_RULES = (
+    "float scale, bool normalize, str positives, bool exclude_self, bool exclude_positives, "
+    "SymInt row_offset, SymInt col_offset"
+)
+
+
+def _accumulator(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _fake(q: Tensor, *args: Any, **rules: Any) -> tuple[Tensor, Tensor]:
+    row_lse = q.new_empty(q.shape[0], dtype=_accumulator(q))
+    return row_lse, torch.empty_like(row_lse)
+
+
+def _fake_grad(q: Tensor, *args: Any, **rules: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty((), dtype=_accumulator(q))
+
+
+# `shared_by`: name of a process group whose ranks' rows, in rank order, are the columns; empty for one process.
+# `first_row`, `row_stride`: only these rows' gradients are wanted (NT-Xent with one frozen view).
+# Both matter to the gradient alone, but a gradient formula sees nothing except the forward's arguments.
+define(
+    f"pairwise_logsumexp(Tensor q, Tensor? k, Tensor? logit_scale, Tensor? row_key, Tensor? col_key, *, {_RULES}, "
+    "str shared_by, int first_row, int row_stride, str backend) -> (Tensor, Tensor)",
+    family=__package__,
+    fake=_fake,
+    only_for_gradient=("shared_by", "first_row", "row_stride"),
+)
+define(
+    "pairwise_logsumexp_grad(Tensor q, Tensor? k, Tensor? logit_scale, "
+    "Tensor? row_lse, Tensor? row_weight, Tensor? row_positive_weight, "
+    "Tensor? col_lse, Tensor? col_weight, Tensor? col_positive_weight, Tensor? row_key, Tensor? col_key, *, "
+    f"{_RULES}, SymInt row_step, str backend) -> (Tensor, Tensor)",
+    family=__package__,
+    fake=_fake_grad,
+)
+forbid_gradient("pairwise_logsumexp_grad")
+
+
+def _setup_context(ctx: Any, inputs: tuple, keyword_only_inputs: dict[str, Any], output: tuple) -> None:
+    rules = dict(keyword_only_inputs)
+    ctx.shared_by = rules.pop("shared_by")
+    ctx.first_row, ctx.row_stride = rules.pop("first_row"), rules.pop("row_stride")
+    ctx.rules = rules
+    ctx.save_for_backward(*inputs, output[0])
+
+
+def _backward(ctx: Any, d_lse: Tensor, d_positive: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, logit_scale, row_key, col_key, row_lse = ctx.saved_tensors
+    need_q, need_k, need_scale = ctx.needs_input_grad[:3]
+    weights = d_lse.contiguous(), d_positive.contiguous() if ctx.rules["positives"] != "none" else None
+    of_rows = (row_lse, *weights)
+    dq = dk = d_scale = None
+    if k is None or ctx.shared_by:
+        dq, d_scale = _gradient_of_mutual_rows(ctx, q, k, logit_scale, row_key, col_key, of_rows)
+    else:
+        if need_q or need_scale:
+            dq, d_scale = _gradient(q, k, logit_scale, *of_rows, *_ABSENT, row_key, col_key, row_step=1, **ctx.rules)
+        if need_k:
+            rules = {
+                **ctx.rules,
+                "row_offset": ctx.rules["col_offset"],
+                "col_offset": ctx.rules["row_offset"],
+            }
+            dk, _ = _gradient(k, q, logit_scale, *_ABSENT, *of_rows, col_key, row_key, row_step=1, **rules)
+    d_logit_scale = (d_scale * ctx.rules["scale"]).to(logit_scale.dtype) if need_scale else None
+    return dq if need_q else None, dk, d_logit_scale, None, None
+
+
+def _gradient_of_mutual_rows(
+    ctx: Any,
+    q: Tensor,  # [M, D]
+    k: Tensor | None,  # [world_size * M, D] when the rows of a process group are the columns
+    logit_scale: Tensor | None,
+    row_key: Tensor | None,
+    col_key: Tensor | None,
+    of_rows: tuple[Tensor | None, ...],  # log-sums, their weights and the positives' weights, [M] each
+) -> tuple[Tensor, Tensor | None]:
+    """Gradient for rows that are columns too, through their own log-sums and through those of all other rows.
+
+    One pass gives both halves, and between ranks only three vectors travel, no gradient.
+    """
+    of_columns: tuple[Tensor | None, ...] = _ABSENT
+    if ctx.shared_by:
+        of_columns = distributed.all_gather_vectors(of_rows, ctx.shared_by)
+    if ctx.needs_input_grad[2] or ctx.row_stride == 1:
+        dq, d_scale = _gradient(q, k, logit_scale, *of_rows, *of_columns, row_key, col_key, row_step=1, **ctx.rules)
+        return dq, 0.5 * d_scale  # every logit was counted from its row and from its column
+    wanted = slice(ctx.first_row, None, ctx.row_stride)
+    some, _ = _gradient(
+        q[wanted],
+        q if k is None else k,
+        logit_scale,
+        *(None if vector is None else vector[wanted].contiguous() for vector in of_rows),
+        *(of_rows if k is None else of_columns),
+        None if row_key is None else row_key[wanted].contiguous(),
+        col_key,
+        row_step=ctx.row_stride,
+        **{**ctx.rules, "row_offset": ctx.rules["row_offset"] + ctx.first_row},
+    )
+    dq = torch.zeros_like(q)
+    dq[wanted] = some
+    return dq, None
+
+
+_ABSENT = (None, None, None)
+_gradient = torch.ops.fastssl.pairwise_logsumexp_grad
+
+define_gradient("pairwise_logsumexp", setup_context=_setup_context, backward=_backward)

@@ -1,0 +1,111 @@
+"""One mechanism by which every operation is registered with PyTorch and finds its backend.
+
+An operation family is a folder with a module per backend (``reference.py``, ``chunked.py``, ``cpp.py``, ``triton.py``),
+each holding functions of the same names and signatures, and one function
+
+    unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None
+
+that says why this backend cannot serve such tensors here, or None when it can.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..backends import PREFERENCE
+
+LIBRARY = torch.library.Library("fastssl", "DEF")
+
+# Operation name -> the package of its family. `fastssl info` walks it.
+OPERATIONS: dict[str, str] = {}
+
+
+@cache
+def backend_module(family: str, backend: str) -> ModuleType:
+    """The module that holds a family's implementation for one backend."""
+    return importlib.import_module(f"{family}.{backend}")
+
+
+@cache
+def _reason(family: str, backend: str, device_type: str, dtype: torch.dtype) -> str | None:
+    try:
+        module = backend_module(family, backend)
+    except ImportError as error:  # Triton is absent on some platforms
+        return f"{type(error).__name__}: {error}"
+    return module.unsupported_reason(device_type, dtype)
+
+
+def explain(family: str, device_type: str, dtype: torch.dtype) -> list[tuple[str, str | None]]:
+    """The backends in order of preference, each with the reason why it cannot serve (None: it can)."""
+    return [(name, _reason(family, name, device_type, dtype)) for name in PREFERENCE[device_type]]
+
+
+def choose(operation: str, device_type: str, dtype: torch.dtype, forced: str) -> ModuleType:
+    """The backend module that serves a call.
+
+    Raises:
+        RuntimeError: when the forced backend cannot serve tensors of this device and dtype.
+    """
+    family = OPERATIONS[operation]
+    if forced:
+        reason = _reason(family, forced, device_type, dtype)
+        if reason is not None:
+            raise RuntimeError(
+                f"{operation}: the backend {forced!r} cannot serve {dtype} tensors on {device_type}: {reason}"
+            )
+        return backend_module(family, forced)
+    for name in PREFERENCE[device_type]:
+        if _reason(family, name, device_type, dtype) is None:
+            return backend_module(family, name)
+    raise RuntimeError(f"{operation}: no backend serves {dtype} tensors on {device_type}")
+
+
+def define(schema: str, *, family: str, fake: Callable[..., Any], only_for_gradient: tuple[str, ...] = ()) -> None:
+    """Register an operation: schema, shapes (fake) and dispatch to the backends.
+
+    Args:
+        schema: as ``torch.library`` takes it; the first argument is a tensor, the last is ``str backend``.
+        family: package that holds a module per backend.
+        fake: output shapes and dtypes from the inputs', called with the schema's arguments.
+        only_for_gradient: keyword arguments that the gradient formula reads and the backends do not.
+    """
+    name = schema.split("(", 1)[0]
+    OPERATIONS[name] = family
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    names = [a.name for a in getattr(torch.ops.fastssl, name).default._schema.arguments if not a.kwarg_only]
+
+    def dispatch(*args: Any, backend: str, **kwargs: Any) -> Any:
+        for argument in only_for_gradient:
+            del kwargs[argument]
+        module = choose(name, args[0].device.type, args[0].dtype, backend)
+        return getattr(module, name)(**dict(zip(names, args, strict=False)), **kwargs)
+
+    def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(f"fastssl::{name} does not support torch.vmap; call it once per batch element")
+
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, dispatch, key)
+    torch.library.register_fake(f"fastssl::{name}", fake, lib=LIBRARY)
+    torch.library.register_vmap(f"fastssl::{name}", vmap, lib=LIBRARY)
+
+
+def define_gradient(name: str, *, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Register an operation's gradient formula."""
+    torch.library.register_autograd(f"fastssl::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def forbid_gradient(name: str) -> None:
+    """Make differentiating a gradient operation a clear error instead of a silent zero."""
+
+    def backward(ctx: Any, *grads: torch.Tensor) -> None:
+        raise RuntimeError(
+            f"fastssl::{name} has no derivative: second derivatives of the fused losses are not implemented"
+        )
+
+    torch.library.register_autograd(f"fastssl::{name}", backward, lib=LIBRARY)
