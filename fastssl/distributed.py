@@ -18,8 +18,11 @@ _checked: set[tuple[str, str]] = set()
 
 
 def all_gather_rows(rows: Tensor, group: str) -> Tensor:
-    """Every rank's rows [M, ...] in rank order, [world_size * M, ...]. Not differentiable."""
-    return collectives.wait_tensor(collectives.all_gather_tensor(rows.contiguous(), 0, group))
+    """Every rank's rows [M, ...] in rank order, [world_size * M, ...]. Not differentiable.
+
+    ``group`` is a group's name, which unlike the group itself can stand in an operator's schema and in a graph.
+    """
+    return collectives.wait_tensor(collectives.all_gather_tensor(rows.contiguous(), 0, group))  # type: ignore[arg-type]
 
 
 def all_gather_vectors(vectors: Sequence[Tensor | None], group: str) -> list[Tensor | None]:

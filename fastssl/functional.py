@@ -153,8 +153,7 @@ def pairwise_logsumexp(
     scale = checks.check_positive_number(name, "scale", scale)
     checks.check_choice(name, "positives", positives, ("none", "diagonal", "pair", "key"))
     for key_name, key, rows in (("row_key", row_key, q), ("col_key", col_key, k)):
-        wanted = positives == "key" and rows is not None
-        if wanted:
+        if positives == "key" and rows is not None:
             checks.check_keys(name, key_name, key, length=rows.shape[0], device=q.device)
         elif key is not None:
             raise ValueError(f'{name}: {key_name} is only for positives="key" with such rows, got a tensor')

@@ -34,7 +34,7 @@ def test_equals_lightly(backend, device, dtype, n, d, temperature):
         accumulator = mine[0].dtype
         values = (t.to(accumulator).reshape(1) for t in (mine[0], theirs[0]))
         assert_as_accurate_as_eager(*values, truth[0].reshape(1), size.double().reshape(1), accumulator, "loss")
-        # A row's gradient adds up attractions and repulsions of together 4 / (2 N temperature), times unit rows' elements.
+        # A row's gradient adds up attractions and repulsions of 4 / (2 N temperature) in all, times unit elements.
         z = torch.cat((z0, z1)).double()
         length = z.norm(dim=1, keepdim=True)
         terms = (2 / (n * temperature) * (z / length).abs().max() / length).expand(2 * n, d)

@@ -22,55 +22,63 @@ def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
 
 
 @dataclass
+class _OneColumn:
+    """A rule that touches at most one column per row."""
+
+    column: Tensor  # [m, 1], clamped to a valid column where there is none
+    hit: Tensor  # [m, 1], whether there is one
+
+    @classmethod
+    def of(cls, column: Tensor, n: int) -> _OneColumn:
+        return cls(column.clamp(0, n - 1), (column >= 0) & (column < n))
+
+    def put(self, values: Tensor, fill: float) -> None:
+        values.scatter_(1, self.column, torch.where(self.hit, fill, values.gather(1, self.column)))
+
+
+@dataclass
 class _Block:
-    """Rows [start, stop) against all columns, and where the index rules hit them."""
+    """Rows [start, stop) against all columns, and where the rules hit them."""
 
     start: int
     stop: int
-    logits: Tensor  # [m, N] accumulation dtype, the excluded pairs are NOT yet removed
-    self_column: Tensor | None  # [m, 1] column that is the row itself; the clamp of it where there is none
-    self_hit: Tensor | None  # [m, 1] whether there is one
-    match_column: Tensor | None  # [m, 1]
-    match_hit: Tensor | None  # [m, 1]
-    matched: Tensor | None  # [m, N] for positives="key" only
+    logits: Tensor  # [m, N], nothing left out yet
+    self_pair: _OneColumn | None
+    match: _OneColumn | Tensor | None  # the positives: one column per row, or a boolean matrix [m, N] for keys
 
-    def leave_out(self, values: Tensor, fill: float, *, exclude_positives: bool) -> Tensor:
+    def leave_out(self, values: Tensor, fill: float, *, exclude_positives: bool) -> None:
         """Write ``fill`` where a pair is not in the log-sum, in place."""
-        if self.self_column is not None:
-            _put(values, self.self_column, self.self_hit, fill)
-        if exclude_positives:
-            if self.matched is not None:
-                values.masked_fill_(self.matched, fill)
-            elif self.match_column is not None:
-                _put(values, self.match_column, self.match_hit, fill)
-        return values
+        if self.self_pair is not None:
+            self.self_pair.put(values, fill)
+        if not exclude_positives or self.match is None:
+            return
+        if isinstance(self.match, Tensor):
+            values.masked_fill_(self.match, fill)
+        else:
+            self.match.put(values, fill)
 
     def sum_of_positives(self, values: Tensor) -> Tensor:
         """Sum of ``values`` [m, N] over each row's positives: [m]."""
-        if self.matched is not None:
-            return torch.where(self.matched, values, 0.0).sum(1)
-        if self.match_column is not None:
-            return torch.where(self.match_hit, values.gather(1, self.match_column), 0.0).sum(1)
-        return values.new_zeros(values.shape[0])
+        if self.match is None:
+            return values.new_zeros(values.shape[0])
+        if isinstance(self.match, Tensor):
+            return torch.where(self.match, values, 0.0).sum(1)
+        return torch.where(self.match.hit, values.gather(1, self.match.column), 0.0).sum(1)
 
     def add_at_positives(self, values: Tensor, row: Tensor | None, column: Tensor | None) -> None:
         """Add row[i] + column[j] to ``values`` [m, N] at the positives, in place."""
-        if self.matched is not None:
-            if row is not None:
-                values.addcmul_(self.matched.to(values.dtype), row[self.start : self.stop, None])
+        of_rows = None if row is None else row[self.start : self.stop, None]
+        if isinstance(self.match, Tensor):
+            for weight in (of_rows, None if column is None else column[None, :]):
+                if weight is not None:
+                    values.addcmul_(self.match.to(values.dtype), weight)
+        elif self.match is not None:
+            amount = torch.zeros_like(self.match.column, dtype=values.dtype)
+            if of_rows is not None:
+                amount += of_rows
             if column is not None:
-                values.addcmul_(self.matched.to(values.dtype), column[None, :])
-        elif self.match_column is not None:
-            amount = values.new_zeros(self.match_column.shape)
-            if row is not None:
-                amount += row[self.start : self.stop, None]
-            if column is not None:
-                amount += column[self.match_column]
-            values.scatter_add_(1, self.match_column, torch.where(self.match_hit, amount, 0.0))
-
-
-def _put(values: Tensor, column: Tensor, hit: Tensor | None, fill: float) -> None:
-    values.scatter_(1, column, torch.where(hit, fill, values.gather(1, column)))
+                amount += column[self.match.column]
+            values.scatter_add_(1, self.match.column, torch.where(self.match.hit, amount, 0.0))
 
 
 def _blocks(
@@ -87,26 +95,23 @@ def _blocks(
 ) -> Iterator[_Block]:
     m, n = q.shape[0], k.shape[0]
     size = max(1, min(m, BLOCK_LOGITS // n))
-
-    def clamped(column: Tensor) -> tuple[Tensor, Tensor]:
-        return column.clamp(0, n - 1), (column >= 0) & (column < n)
-
     for start in range(0, m, size):
         stop = min(start + size, m)
         product = q[start:stop] @ k.T
         logits = (product if product.dtype == torch.float64 else product.float()).mul_(s)
         row = (row_offset + row_step * torch.arange(start, stop, device=q.device))[:, None]
-        self_column = self_hit = match_column = match_hit = matched = None
-        if exclude_self:
-            self_column, self_hit = clamped(row - col_offset)
+        self_pair = _OneColumn.of(row - col_offset, n) if exclude_self else None
+        match: _OneColumn | Tensor | None = None
         if positives == "key":
             assert row_key is not None and col_key is not None
-            matched = row_key[start:stop, None] == col_key[None, :]
-            if exclude_self:
-                matched.scatter_(1, self_column, matched.gather(1, self_column) & ~self_hit)
-        elif positives == "pair" or (positives == "diagonal" and not exclude_self):
-            match_column, match_hit = clamped((row ^ 1 if positives == "pair" else row) - col_offset)
-        yield _Block(start, stop, logits, self_column, self_hit, match_column, match_hit, matched)
+            match = row_key[start:stop, None] == col_key[None, :]
+            if self_pair is not None:
+                self_pair.put(match, False)
+        elif positives == "pair":
+            match = _OneColumn.of((row ^ 1) - col_offset, n)
+        elif positives == "diagonal" and not exclude_self:
+            match = _OneColumn.of(row - col_offset, n)
+        yield _Block(start, stop, logits, self_pair, match)
 
 
 def pairwise_logsumexp(
@@ -134,8 +139,8 @@ def pairwise_logsumexp(
     ):
         here = slice(block.start, block.stop)
         positive[here] = block.sum_of_positives(block.logits)
-        logits = block.leave_out(block.logits, -torch.inf, exclude_positives=exclude_positives)
-        row_lse[here] = logits.logsumexp(1)
+        block.leave_out(block.logits, -torch.inf, exclude_positives=exclude_positives)
+        row_lse[here] = block.logits.logsumexp(1)
     return row_lse, positive
 
 

@@ -11,6 +11,7 @@ exists in either direction; ``reference.py`` holds the definition.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def _gradient_of_mutual_rows(
 
     One pass gives both halves, and between ranks only three vectors travel, no gradient.
     """
-    of_columns: tuple[Tensor | None, ...] = _ABSENT
+    of_columns: Sequence[Tensor | None] = _ABSENT
     if ctx.shared_by:
         of_columns = distributed.all_gather_vectors(of_rows, ctx.shared_by)
     if ctx.needs_input_grad[2] or ctx.row_stride == 1:
