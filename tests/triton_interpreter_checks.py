@@ -1,0 +1,218 @@
+"""Statements about the pairwise Triton kernels; run by ``test_triton_interpreter.py`` under TRITON_INTERPRET=1.
+
+Truth is ``reference.py`` in float64. The error allowed is relative to what the same reference makes in the inputs' own
+dtype: at most twice that, plus 8 eps of the sum of the absolute values of the terms. Scratch and outputs are filled
+with NaN before the kernels run, and inputs lie inside NaN, so a missing write or a stray read shows.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/test_triton_interpreter.py"
+
+from fastssl.benchmarks.pairwise_cases import Case, inside_nan, verify  # noqa: E402
+from fastssl.kernels import config  # noqa: E402
+from fastssl.ops.pairwise import reference, triton  # noqa: E402
+
+pytestmark = [
+    # the interpreter computes in NumPy, which warns where the kernels rely on IEEE rules: log(0), 1/0, inf - inf
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Small tiles, so that small problems have many of them, of unequal sides where the kernel allows it.
+TILES = {
+    "logsum": config.Tile(32, 16, 32, 4, 2),
+    "symmetric": config.Tile(16, 16, 32, 4, 2),
+    "gradient": config.Tile(16, 32, 0, 4, 2),
+    "pair_weights": config.Tile(32, 16, 32, 4, 2),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_tiles_and_poisoned_memory(monkeypatch):
+    empty = torch.empty
+
+    def poisoned(*shape, **options):
+        out = empty(*shape, **options)
+        return out.fill_(float("nan")) if out.is_floating_point() else out
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    with config.override(**TILES):
+        yield
+
+
+def assert_accurate(case):
+    verdict = verify(case, triton)
+    assert verdict.worst <= 1, verdict
+
+
+NT_XENT = {"positives": "pair", "exclude_self": True}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m, d", [(54, 24), (64, 64), (2, 1), (34, 300)])
+def test_nt_xent(dtype, m, d):
+    assert_accurate(Case(m=m, d=d, dtype=dtype, rules=NT_XENT))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nt_xent_with_the_scale_as_a_tensor(dtype):
+    assert_accurate(Case(dtype=dtype, logit_scale=2.0, rules=NT_XENT))
+
+
+def test_nt_xent_in_chunks_of_row_blocks(monkeypatch):
+    monkeypatch.setattr(triton, "COLUMN_SUM_SLOTS", 3)
+    monkeypatch.setattr(triton, "CHUNK_ELEMENTS", 1 << 11)
+    assert_accurate(Case(m=150, rules=NT_XENT))
+
+
+def test_full_rows_where_an_architecture_has_no_symmetric_form():
+    with config.override(symmetric=None):
+        assert_accurate(Case(rules=NT_XENT))
+
+
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("positives", ["none", "diagonal", "pair", "key"])
+@pytest.mark.parametrize("exclude_self, exclude_positives", [(False, False), (False, True), (True, False)])
+def test_every_rule_on_a_rectangle(online, positives, exclude_self, exclude_positives):
+    rules = {
+        "positives": positives,
+        "exclude_self": exclude_self,
+        "exclude_positives": exclude_positives,
+        "row_offset": 13,
+        "col_offset": 4,
+    }
+    assert_accurate(
+        Case(
+            m=37, n=51, logit_scale=1.5 if online else None,
+            weights=("row", "row_positive", "col", "col_positive"), rules=rules,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("positives", ["diagonal", "key"])
+def test_16_bit_rectangle(dtype, positives):
+    assert_accurate(
+        Case(m=37, n=51, dtype=dtype, weights=("row", "row_positive", "col"), rules={"positives": positives})
+    )
+
+
+@pytest.mark.parametrize("positives", ["none", "diagonal", "pair", "key"])
+@pytest.mark.parametrize("exclude_positives", [False, True])
+def test_every_rule_on_a_square_of_the_same_rows(positives, exclude_positives):
+    rules = {"positives": positives, "exclude_self": positives != "diagonal", "exclude_positives": exclude_positives}
+    assert_accurate(Case(rules={**rules, "row_offset": 6, "col_offset": 6}))
+
+
+@pytest.mark.parametrize("row_offset, col_offset", [(0, 200), (5, 5), (7, 7), (100, 0), (17, 16)])
+@pytest.mark.parametrize("positives", ["diagonal", "pair"])
+def test_global_offsets_that_fall_anywhere(row_offset, col_offset, positives):
+    rules = {"positives": positives, "exclude_self": positives == "pair"}
+    assert_accurate(
+        Case(m=40, n=120, rules={**rules, "row_offset": row_offset, "col_offset": col_offset}, weights=("row", "col"))
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("row_step, row_offset", [(2, 0), (2, 1), (5, 3)])
+def test_gradient_for_every_other_row(dtype, row_step, row_offset):
+    case = Case(
+        m=20, n=64, dtype=dtype, row_step=row_step, rules={**NT_XENT, "row_offset": row_offset},
+        weights=("row", "row_positive", "col", "col_positive"), scale=2.0,
+    )  # fmt: skip
+    truth, _ = case.gradient(reference, torch.float64)
+    eager, _ = case.gradient(reference, dtype)
+    ours, _ = case.gradient(triton, dtype)
+    terms, _ = case.gradient_terms()
+    allowed = 2 * ((eager - truth).norm(dim=1) / terms[:, 0]).max() + max(1e-6, torch.finfo(dtype).eps)
+    assert ((ours - truth).norm(dim=1) / terms[:, 0]).max() <= allowed
+
+
+@pytest.mark.parametrize("weights", [("row",), ("col",), ("row_positive",), ("col_positive",), ("row", "col_positive")])
+@pytest.mark.parametrize("logit_scale", [None, 1.5])
+def test_missing_weights_mean_absent_terms(weights, logit_scale):
+    assert_accurate(Case(m=40, n=33, weights=weights, logit_scale=logit_scale, rules={"positives": "diagonal"}))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("n", [None, 45])
+def test_logits_of_ten_thousand_either_way(sign, n):
+    case = Case(m=40, n=n, scale=1e4, rules={"normalize": False, "positives": "diagonal"})
+    with torch.no_grad():
+        direction = torch.ones(case.d) / case.d**0.5
+        case.q.copy_(direction + 1e-4 * case.q)
+        if case.k is not None:
+            case.k.copy_(sign * direction + 1e-4 * case.k)
+    truth, eager, ours = (
+        case.logsum(backend, dtype)
+        for backend, dtype in ((reference, torch.float64), (reference, torch.float32), (triton, torch.float32))
+    )
+    for true, near, got in zip(truth, eager, ours, strict=True):
+        assert (got - true).abs().max() <= 2 * (near - true).abs().max() + 1e-6 * true.abs().max()
+    truth, ours = case.gradient(reference, torch.float64)[0], case.gradient(triton, torch.float32)[0]
+    # logits of 1e4 in float32 have an error of 1e-3, and so has every softmax
+    assert (ours - truth).norm() <= 1e-2 * truth.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("logit_scale", [None, 1.0])
+def test_a_nan_row_reaches_every_log_sum_that_contains_it(dtype, logit_scale):
+    case = Case(m=40, dtype=dtype, logit_scale=logit_scale, rules=NT_XENT)
+    case.q[9] = float("nan")
+    lse, positive = case.logsum(triton, dtype)
+    assert lse.isnan().all()
+    assert positive.isnan().nonzero().flatten().tolist() == [8, 9]
+    assert case.gradient(triton, dtype)[0].isnan().all()
+
+
+@pytest.mark.parametrize("logit_scale", [None, 1.0])
+def test_a_nan_column_alone_in_a_tile_is_not_lost(logit_scale):
+    case = Case(m=5, n=33, logit_scale=logit_scale)
+    case.k[32] = float("nan")
+    assert case.logsum(triton, torch.float32)[0].isnan().all()
+
+
+def test_zero_rows_follow_f_normalize():
+    case = Case(m=40, rules=NT_XENT)
+    case.q[3] = 0.0
+    case.q[7] = 1e-14
+    assert_accurate(case)
+
+
+def test_empty_sets():
+    rules = {"positives": "key", "exclude_positives": True}
+    case = Case(m=20, n=30, weights=("row", "row_positive"), rules=rules)
+    case.row_key.zero_()
+    case.col_key.zero_()
+    lse, _ = case.logsum(triton, torch.float32)
+    assert (lse == -torch.inf).all()
+    assert case.gradient(triton, torch.float32)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("factor", [2.0**20, 2.0**-20])
+def test_float16_gradient_does_not_overflow_or_vanish_with_the_incoming_gradient(factor):
+    case = Case(m=64, dtype=torch.float16, rules=NT_XENT)
+    plain, _ = case.gradient(triton, torch.float16)
+    case.vectors = {name: vector * factor for name, vector in case.vectors.items()}
+    case.q = inside_nan(case.q.float() * 16, torch.float16)  # a 16 times smaller gradient, to stay in range
+    _, scaled = case.gradient(triton, torch.float16)
+    case.vectors = {name: vector / factor for name, vector in case.vectors.items()}
+    _, unscaled = case.gradient(triton, torch.float16)
+    assert plain.isfinite().all()
+    assert scaled == factor * unscaled != 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_input_same_bits_and_inputs_untouched(dtype):
+    case = Case(dtype=dtype, rules=NT_XENT)
+    before = case.q.clone()
+    first = *case.logsum(triton, dtype), *case.gradient(triton, dtype)
+    second = *case.logsum(triton, dtype), *case.gradient(triton, dtype)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(case.q, before)
