@@ -1,0 +1,14 @@
+"""What ``fastssl bench`` runs, installed as ``fastssl.benchmarks``.
+
+A family of operations is one module here that holds ``FAMILY`` (see ``cases.Family``: its sizes, inputs, truth and
+providers) and one line in ``FAMILIES``. Everything else is shared: ``verify`` refuses wrong results, ``timing`` takes
+the times, ``memory`` the peak memory, ``limits`` what the machine could do, ``runner`` puts them together and
+``report`` prints them.
+"""
+
+from __future__ import annotations
+
+# Name, as typed after `fastssl bench`, which is also the module's -> one line for the list of families.
+FAMILIES = {
+    "nt_xent": "NT-Xent (SimCLR): loss and gradient for two views, [N, D] each",
+}

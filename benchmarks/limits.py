@@ -1,0 +1,73 @@
+"""What this machine can do at best, measured in the same run: matrix product and copy.
+
+The share that a row reports is the time that its work would take at these rates over the time it took. The work is
+counted the same for every provider (``Family.work``). On the CPU a matrix product has two libraries behind it, whose
+speeds can differ by a factor of two: ``torch.mm`` takes MKL (or OpenBLAS) for float32, while oneDNN serves bfloat16 and
+the tensors that ``to_mkldnn`` makes. Both are measured, the better one is the limit. A hand-written kernel can still
+exceed it: then the limit says something about the libraries, not about the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cases import Work
+from .timing import Task, interleave
+
+PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
+
+
+class Limits:
+    """Measured ceilings of one device.
+
+    Attributes:
+        products: FLOP/s by dtype name, then by the library or function that reached it.
+        copy: bytes per second, read and written bytes both counted.
+    """
+
+    def __init__(self, device: str, dtypes: Sequence[torch.dtype], *, budget: float = 1.0) -> None:
+        self.products: dict[str, dict[str, float]] = {}
+        self.copy = 0.0
+        self._measure(device, dtypes, budget)
+
+    def _measure(self, device: str, dtypes: Sequence[torch.dtype], budget: float) -> None:
+        size = PRODUCT_SIZE[device]
+        tasks: dict[str, Task] = {}
+        for dtype in dict.fromkeys(dtypes):
+            name = str(dtype).removeprefix("torch.")
+            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            tasks[f"{name} torch.mm"] = Task(partial(_product, torch.mm, a, b))
+            if device == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+                tasks[f"{name} oneDNN"] = Task(partial(_product, F.linear, a.to_mkldnn(), b.to_mkldnn()))
+        source = torch.randint(0, 127, (COPY_BYTES[device],), dtype=torch.int8, device=device).view(torch.float32)
+        target = torch.empty_like(source)
+        tasks["copy"] = Task(lambda _: target.copy_(source))
+        for task in tasks.values():
+            task.run(0)
+        timings = interleave(tasks, device=device, rounds=5, budget=budget)
+        self.copy = 2 * COPY_BYTES[device] / timings.pop("copy").median
+        for label, timing in timings.items():
+            name, how = label.split(" ", 1)
+            self.products.setdefault(name, {})[how] = 2 * size**3 / timing.median
+
+    def product(self, dtype: torch.dtype) -> float:
+        """The best FLOP/s for a dtype."""
+        return max(self.products[str(dtype).removeprefix("torch.")].values())
+
+    def share(self, work: Work, seconds: float, dtype: torch.dtype) -> float:
+        """The part of ``seconds`` that the work would take at the limit that binds it."""
+        return max(work.flops / self.product(dtype), work.bytes / self.copy) / seconds
+
+    def to_json(self) -> dict[str, Any]:
+        return {"product_flops_per_s": self.products, "copy_bytes_per_s": self.copy}
+
+
+def _product(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, call: int) -> Tensor:
+    return function(a, b)

@@ -1,0 +1,322 @@
+"""NT-Xent against what people use: eager, compiled and chunked PyTorch, lightly, pytorch-metric-learning.
+
+Every provider computes the SimCLR loss of two views z0, z1 [N, D]: rows normalised, the mean over all 2N rows of
+``logsumexp over the others - similarity to the other view``, similarities divided by the temperature. Baselines are
+written as their users write them, each in the strongest form we know for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastssl
+from fastssl.ops import registry
+
+from .cases import Case, Expected, Family, Function, Provider, Unavailable, Work
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--n", type=int, nargs="+", default=[512, 1024, 4096], metavar="N", help="images per batch")
+    parser.add_argument("--dim", type=int, nargs="+", default=[128], metavar="D", help="embedding dimension")
+    parser.add_argument("--temperature", type=float, default=0.1)
+
+
+def cases(arguments: argparse.Namespace, device: str) -> list[Case]:
+    for name, values in (("--n", arguments.n), ("--dim", arguments.dim), ("--temperature", [arguments.temperature])):
+        for value in values:
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+    return [
+        Case({"N": n, "D": d, "temperature": arguments.temperature}, getattr(torch, dtype), device)
+        for dtype in arguments.dtype
+        for d in arguments.dim
+        for n in arguments.n
+    ]
+
+
+def tiny_sizes(sizes: Mapping[str, float]) -> dict[str, float]:
+    return {**sizes, "N": min(sizes["N"], 16)}
+
+
+def inputs(case: Case, seed: int) -> tuple[Tensor, Tensor]:
+    """Two correlated views (cosine about 0.55): softmax weights that are neither equal nor saturated."""
+    n, d = int(case.sizes["N"]), int(case.sizes["D"])
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(n, d, generator=generator)
+    other = image + 1.5 * torch.randn(n, d, generator=generator)
+    z0, z1 = (view.to(case.device, case.dtype).requires_grad_() for view in (image, other))
+    return z0, z1
+
+
+TRUTH_BLOCK = 1 << 24  # logits in a block of rows of the float64 truth: 128 MB
+
+
+def truth(case: Case, inputs: tuple[Tensor, ...]) -> list[Expected]:
+    """Loss and gradients in float64, a block of rows at a time, with the sums of absolute terms beside them.
+
+    A term of the gradient is a softmax weight exp(logit - log-sum) times a row. Whoever takes the exponential inherits
+    the error of its argument, which is summed in float32 at least: relative to the term, float32's eps times the sizes
+    of logit and log-sum.
+    """
+    n, s = inputs[0].shape[0], 1 / case.sizes["temperature"]
+    m = 2 * n
+    inherited = torch.finfo(torch.float32).eps / torch.finfo(case.dtype).eps
+    z = torch.cat([view.detach().double() for view in inputs])  # [M, D]
+    norm = z.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    unit = z / norm
+    size = unit.abs()
+    positive = torch.arange(m, device=z.device).roll(n)
+    blocks = torch.arange(m, device=z.device).split(max(1, TRUTH_BLOCK // m))
+
+    lse = torch.empty_like(z[:, 0])
+    terms = torch.empty_like(lse)
+    for rows in blocks:
+        logits = s * unit[rows] @ unit.T
+        logits[torch.arange(len(rows)), rows] = -torch.inf
+        lse[rows] = logits.logsumexp(1)
+        # An error in a logit reaches the log-sum with the logit's probability as weight.
+        reached = (logits - lse[rows, None]).exp_().mul_(size[rows] @ size.T).sum(1)
+        terms[rows] = s * (reached + (size[rows] * size[positive[rows]]).sum(1)) + lse[rows].abs()
+    loss = lse.mean() - s * (unit * unit[positive]).sum() / m
+
+    gradient, gradient_terms = torch.empty_like(z), torch.empty_like(z)
+    inexact = 1 + inherited * (s + lse.abs())  # no logit exceeds s
+    for rows in blocks:
+        logits = s * unit[rows] @ unit.T
+        logits[torch.arange(len(rows)), rows] = -torch.inf
+        of_row, of_column = (logits - lse[rows, None]).exp_(), (logits - lse[None, :]).exp_()
+        through = (of_row + of_column) @ unit - 2 * unit[positive[rows]]
+        absolute = of_row.mul_(inexact[rows, None]).add_(of_column.mul_(inexact)) @ size + 2 * size[positive[rows]]
+        scale = s / m / norm[rows]
+        gradient[rows] = scale * (through - (through * unit[rows]).sum(1, keepdim=True) * unit[rows])
+        gradient_terms[rows] = scale * (absolute + (absolute * size[rows]).sum(1, keepdim=True) * size[rows])
+    return [
+        Expected("loss", loss, terms.mean()),
+        Expected("gradient of z0", gradient[:n], gradient_terms[:n]),
+        Expected("gradient of z1", gradient[n:], gradient_terms[n:]),
+    ]
+
+
+def work(case: Case, which: str) -> Work:
+    m, d = 2 * case.sizes["N"], case.sizes["D"]
+    forward, backward = m * m * d, 4 * m * m * d
+    embeddings = m * d * case.dtype.itemsize
+    if which == "forward":
+        return Work(forward, embeddings)
+    return Work(forward + backward, 3 * embeddings)  # read in both directions, gradients written
+
+
+# --- Providers ------------------------------------------------------------------------------------------------------
+
+
+def eager(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
+    """The loss as the paper's readers write it."""
+    z = F.normalize(torch.cat([z0, z1]), dim=1)
+    n = z.shape[0]
+    logits = z @ z.T / temperature
+    logits = logits.masked_fill(torch.eye(n, dtype=torch.bool, device=z.device), -torch.inf)
+    return F.cross_entropy(logits, torch.arange(n, device=z.device).roll(n // 2))
+
+
+def lean(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
+    """The same with fewer passes over the matrix: scale folded into a row, log-sum-exp, positives apart."""
+    a, b = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
+    z = torch.cat([a, b])
+    logits = (z * (1 / temperature)) @ z.T
+    logits = logits.fill_diagonal_(-torch.inf)
+    positive = (a * b).sum(1) / temperature
+    return logits.logsumexp(1).mean() - positive.mean()
+
+
+class _Chunked(torch.autograd.Function):
+    """The strongest O(N D) form through PyTorch's public functions that we know.
+
+    Takes normalised rows. Blocks of rows: log-sums from the upper blocks only (row sums and column sums of a block
+    serve both sides), the gradient already in the forward pass with the weights of both sides in one product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, scale: float, block: int) -> Tensor:
+        m = z.shape[0]
+        wide = torch.promote_types(z.dtype, torch.float32)
+        lse = _Chunked._log_sums(z, scale, block, wide)
+        positive = (z.to(wide) * z.to(wide).roll(m // 2, 0)).sum() * scale
+        loss = (lse.sum() - positive) / m
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(_Chunked._gradient(z, lse, scale, block, wide))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * d_loss[0]).to(gradient.dtype), None, None
+
+    @staticmethod
+    def _logits(rows: Tensor, others: Tensor, scale: float, wide: torch.dtype) -> Tensor:
+        # The scale inside the product costs nothing, and leaves the matrix symmetric in low precision too.
+        return torch.addmm(rows.new_zeros(()), rows, others.T, beta=0, alpha=scale).to(wide)
+
+    @staticmethod
+    def _log_sums(z: Tensor, scale: float, block: int, wide: torch.dtype) -> Tensor:
+        m = z.shape[0]
+        if scale > 40:  # the fixed maximum would underflow: take the true one, row by row
+            lse = torch.empty(m, dtype=wide, device=z.device)
+            for start in range(0, m, block):
+                logits = _Chunked._logits(z[start : start + block], z, scale, wide)
+                logits.diagonal(start).fill_(-torch.inf)
+                lse[start : start + block] = logits.logsumexp(1)
+            return lse
+        sums = torch.zeros(m, dtype=wide, device=z.device)
+        for start in range(0, m, block):
+            logits = _Chunked._logits(z[start : start + block], z[start:], scale, wide)
+            logits.diagonal().fill_(-torch.inf)
+            weights = logits.sub_(scale).exp_()
+            sums[start : start + block] += weights.sum(1)
+            sums[start + block :] += weights[:, block:].sum(0)
+        return sums.log_().add_(scale)
+
+    @staticmethod
+    def _gradient(z: Tensor, lse: Tensor, scale: float, block: int, wide: torch.dtype) -> Tensor:
+        m = z.shape[0]
+        gradient = torch.empty_like(z, dtype=wide)
+        factor = None if scale > 40 else (scale - lse).exp_()  # one exponential per pair instead of two
+        for start in range(0, m, block):
+            rows = slice(start, min(start + block, m))
+            logits = _Chunked._logits(z[rows], z, scale, wide)
+            if factor is None:
+                weights = (logits - lse[rows, None]).exp_().add_(logits.sub_(lse).exp_())
+            else:
+                weights = logits.sub_(scale).exp_().mul_(factor[rows, None] + factor)
+            weights.diagonal(start).fill_(0.0)
+            # The positives, on the diagonals half the matrix away. They go in before the weights are rounded, because
+            # they cancel most of what stands there.
+            weights.diagonal(start + m // 2).sub_(2.0)
+            weights.diagonal(start - m // 2).sub_(2.0)
+            gradient[rows] = torch.mm(weights.to(z.dtype), z)
+        return gradient.mul_(scale / m).to(z.dtype)
+
+
+LARGEST_CUBIC_N = 128
+CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}  # 4 MB stay in a CPU's cache; a GPU wants large products
+
+
+def _chunk_rows(case: Case) -> int:
+    rows = 2 * int(case.sizes["N"])
+    return max(1, min(rows, CHUNK_LOGITS[case.device] // rows))
+
+
+def _with_temperature(function: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[Case], Function]:
+    def build(case: Case) -> Function:
+        temperature = case.sizes["temperature"]
+        return lambda z0, z1: function(z0, z1, temperature)
+
+    return build
+
+
+def _compiled(build: Callable[[Case], Function]) -> Callable[[Case], Function]:
+    return lambda case: torch.compile(build(case), dynamic=False)
+
+
+def _autocast(build: Callable[[Case], Function]) -> Callable[[Case], Function]:
+    def build_autocast(case: Case) -> Function:
+        function = build(case)
+
+        def under_autocast(z0: Tensor, z1: Tensor) -> Tensor:
+            with torch.autocast(case.device, case.dtype):
+                return function(z0, z1)
+
+        return under_autocast
+
+    return build_autocast
+
+
+def _chunked(case: Case) -> Function:
+    block, scale = _chunk_rows(case), 1 / case.sizes["temperature"]
+    return lambda z0, z1: _Chunked.apply(F.normalize(torch.cat([z0, z1]), dim=1), scale, block)
+
+
+def _fastssl(backend: str | None) -> Callable[[Case], Function]:
+    def build(case: Case) -> Function:
+        temperature = case.sizes["temperature"]
+        if backend is None:
+            return lambda z0, z1: fastssl.functional.nt_xent(z0, z1, temperature)
+        try:
+            registry.choose("pairwise_logsumexp", case.device, case.dtype, backend)
+        except RuntimeError as error:
+            raise Unavailable(str(error)) from error
+
+        def forced(z0: Tensor, z1: Tensor) -> Tensor:
+            with fastssl.backend(backend):
+                return fastssl.functional.nt_xent(z0, z1, temperature)
+
+        return forced
+
+    return build
+
+
+def _backend_note(case: Case) -> str:
+    chosen = registry.choose("pairwise_logsumexp", case.device, case.dtype, fastssl.backends.forced())
+    return f"backend {chosen.__name__.rsplit('.', 1)[1]}"
+
+
+def _lightly(case: Case) -> Function:
+    from lightly.loss import NTXentLoss
+
+    return NTXentLoss(temperature=case.sizes["temperature"])
+
+
+def _pytorch_metric_learning(case: Case) -> Function:
+    if case.sizes["N"] > LARGEST_CUBIC_N:
+        raise Unavailable(f"O(N^3) time and memory, not tried above N = {LARGEST_CUBIC_N} (27 s and 17 GB at N = 512)")
+    from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
+
+    return SelfSupervisedLoss(NTXentLoss(temperature=case.sizes["temperature"]))
+
+
+def _matrices(count: float) -> Callable[[Case], float]:
+    """Bytes of ``count`` float32 matrices of all similarities."""
+    return lambda case: count * 4 * (2 * case.sizes["N"]) ** 2
+
+
+PROVIDERS = {
+    "fastssl": Provider(_fastssl(None), note=_backend_note),
+    "fastssl-cpp": Provider(_fastssl("cpp")),
+    "fastssl-triton": Provider(_fastssl("triton")),
+    "fastssl-chunked": Provider(_fastssl("chunked")),
+    "eager": Provider(_with_temperature(eager), bytes_needed=_matrices(5)),
+    "eager-lean": Provider(_with_temperature(lean), bytes_needed=_matrices(4)),
+    "eager-autocast": Provider(_autocast(_with_temperature(eager)), dtypes=LOW_PRECISION, bytes_needed=_matrices(5)),
+    "compiled": Provider(_compiled(_with_temperature(lean)), compiles=True, bytes_needed=_matrices(2)),
+    "compiled-autocast": Provider(
+        _compiled(_autocast(_with_temperature(lean))), compiles=True, dtypes=LOW_PRECISION, bytes_needed=_matrices(2)
+    ),
+    "chunked": Provider(_chunked, note=lambda case: f"{_chunk_rows(case)} rows a block"),
+    "lightly": Provider(_lightly, bytes_needed=_matrices(5)),
+    # It compares every positive pair with every negative pair.
+    "pytorch-metric-learning": Provider(_pytorch_metric_learning, note=lambda case: "O(N^3)"),
+}
+
+FAMILY = Family(
+    name="nt_xent",
+    module=__name__,
+    subject="fastssl",
+    baseline="eager",
+    add_arguments=add_arguments,
+    cases=cases,
+    inputs=inputs,
+    truth=truth,
+    tiny_sizes=tiny_sizes,
+    work=work,
+    work_model="with M = 2N, M^2 D FLOPs forward (half the symmetric matrix) and 4 M^2 D backward (computed again, and "
+    "the gradient's product)",
+    providers=PROVIDERS,
+    optional=frozenset({"fastssl-cpp", "fastssl-triton", "fastssl-chunked"}),
+)

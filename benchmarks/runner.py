@@ -1,0 +1,214 @@
+"""Run a family's cases: verify every provider, time those that are right against each other, measure their memory."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import memory, verify
+from .cases import Case, Expected, Family, Function, Unavailable, clear_gradients, outputs, step
+from .limits import Limits
+from .timing import OtherLoad, Task, Timing, interleave
+
+INPUT_SETS = 4  # calls take turns on so many inputs, so that none is measured on data it has just seen
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure and how long."""
+
+    passes: Sequence[str] = ("forward", "both")
+    rounds: int = 7
+    budget: float = 2.0
+    memory: bool = True
+    seed: int = 0
+
+
+@dataclass
+class Row:
+    """One provider in one case.
+
+    Attributes:
+        status: "ok", "wrong" (refused: it has no times), "unavailable" or "failed".
+        reason: why it is not ok.
+        note: about the provider: backend, block size, or why its memory is not known.
+        checks: comparison with float64, per output.
+        timings: by pass; empty unless ok.
+        share: of the machine's limit, by pass.
+        memory: peak extra bytes of forward + backward; None where not measured.
+        refuses_zeros: whether the gate would have refused a gradient of zeros in this case.
+    """
+
+    case: Case
+    provider: str
+    status: str = "ok"
+    reason: str = ""
+    note: str = ""
+    checks: list[verify.Check] = field(default_factory=list)
+    timings: dict[str, Timing] = field(default_factory=dict)
+    share: dict[str, float] = field(default_factory=dict)
+    memory: int | None = None
+    refuses_zeros: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.case.to_json(),
+            "provider": self.provider,
+            "status": self.status,
+            "reason": self.reason,
+            "note": self.note,
+            "checks": [
+                {
+                    "output": check.name,
+                    "error": _finite(check.error),
+                    "allowed": check.allowed,
+                    "error_over_allowed": _finite(check.ratio),
+                }
+                for check in self.checks
+            ],
+            "times": {name: timing.to_json() for name, timing in self.timings.items()},
+            "share_of_limit": self.share,
+            "peak_extra_bytes": self.memory,
+            "refuses_zeros": self.refuses_zeros,
+        }
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def run_case(
+    family: Family,
+    case: Case,
+    names: Sequence[str],
+    options: Options,
+    limits: Limits,
+    progress: Callable[[str], None] = lambda message: None,
+) -> tuple[list[Row], float | None]:
+    """Measure providers in one case.
+
+    Args:
+        family: whose.
+        case: the problem.
+        names: of the providers.
+        options: what to measure.
+        limits: the machine's, for the shares.
+        progress: gets a line now and then.
+
+    Returns:
+        A row per provider that makes sense in this dtype, and the share of the machine that other processes took while
+        times were taken (None: unknown).
+    """
+    names = [name for name in names if case.dtype in (family.providers[name].dtypes or (case.dtype,))]
+    sets = [family.inputs(case, options.seed + number) for number in range(INPUT_SETS)]
+    progress(f"{case.title}: float64 truth")
+    expected = family.truth(case, sets[-1])
+    baseline_errors = _baseline_errors(family, case, sets, expected)
+    refuses_zeros = verify.would_refuse_zeros(expected, baseline_errors, case.dtype)
+
+    rows, functions = [], {}
+    for name in names:
+        progress(f"{case.title}: verifying {name}")
+        row = Row(case, name, refuses_zeros=refuses_zeros)
+        function = _prepare(family, row, sets, expected, baseline_errors, options)
+        if function is not None:
+            functions[name] = function
+        rows.append(row)
+
+    progress(f"{case.title}: timing {', '.join(functions)}")
+    right = [row for row in rows if row.provider in functions]
+    with OtherLoad() as others:
+        for which in options.passes:
+            tasks = {name: _task(function, sets, which) for name, function in functions.items()}
+            timings = interleave(tasks, device=case.device, rounds=options.rounds, budget=options.budget)
+            for row in right:
+                row.timings[which] = timings[row.provider]
+                row.share[which] = limits.share(family.work(case, which), timings[row.provider].median, case.dtype)
+    if options.memory:
+        for row in right:
+            progress(f"{case.title}: memory of {row.provider}")
+            try:
+                row.memory = memory.peak_extra_bytes(family, row.provider, case, seed=options.seed)
+            except Unavailable as error:
+                row.note = ", ".join(filter(None, (row.note, f"memory: {error}")))
+    return rows, others.share
+
+
+def _baseline_errors(
+    family: Family, case: Case, sets: Sequence[tuple[Tensor, ...]], expected: Sequence[Expected]
+) -> list[float]:
+    """Errors of eager PyTorch at this precision; zeros (the stricter bound) where it cannot run."""
+    provider = family.providers[family.baseline]
+    if provider.bytes_needed(case) < memory.available_bytes(case.device):
+        try:
+            return verify.errors(outputs(provider.build(case), sets[-1]), expected)
+        except torch.OutOfMemoryError:
+            pass
+    return [0.0] * len(expected)
+
+
+def _prepare(
+    family: Family,
+    row: Row,
+    sets: Sequence[tuple[Tensor, ...]],
+    expected: Sequence[Expected],
+    baseline_errors: Sequence[float],
+    options: Options,
+) -> Function | None:
+    """Build and verify a provider. Returns its function if its results are right; else the row says why not."""
+    provider, case = family.providers[row.provider], row.case
+    needed, available = provider.bytes_needed(case), memory.available_bytes(case.device)
+    if needed > available:
+        row.status = "unavailable"
+        row.reason = f"needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are available"
+        return None
+    try:
+        function = provider.build(case)
+        row.note = provider.note(case)
+        outputs(function, sets[0])  # a result that is remembered from another input must not pass
+        results = outputs(function, sets[-1])
+        if "forward" in options.passes:
+            with torch.no_grad():
+                function(*sets[0])
+                alone = function(*sets[-1])
+    except (Unavailable, ImportError) as error:
+        row.status, row.reason = "unavailable", str(error)
+        return None
+    except torch.OutOfMemoryError:
+        row.status, row.reason = "failed", "out of memory"
+        return None
+    except Exception as error:  # a baseline that does not compile, a kernel that does not launch: a row, not the end
+        message = str(error).strip().splitlines() or [""]
+        row.status, row.reason = "failed", f"{type(error).__name__}: {message[0][:200]}"
+        return None
+    finally:
+        gc.collect()
+    row.checks = verify.check(results, expected, baseline_errors, case.dtype)
+    if "forward" in options.passes:
+        row.checks += verify.check([alone], expected[:1], baseline_errors[:1], case.dtype)
+    wrong = [check.reason for check in row.checks if check.reason]
+    if wrong:
+        row.status, row.reason = "wrong", "; ".join(dict.fromkeys(wrong))
+        return None
+    return function
+
+
+def _task(function: Function, sets: Sequence[tuple[Tensor, ...]], which: str) -> Task:
+    def prepare(call: int) -> None:
+        clear_gradients(sets[call % len(sets)])
+
+    def forward(call: int) -> None:
+        with torch.no_grad():
+            function(*sets[call % len(sets)])
+
+    def both(call: int) -> None:
+        step(function, sets[call % len(sets)])
+
+    return Task(forward if which == "forward" else both, prepare)
