@@ -22,9 +22,9 @@ _SUBMODULES = {"functional", "losses", "ops"}
 
 def release_workspaces() -> None:
     """Give the memory that the CPU kernels keep between calls back to the system."""
-    from . import _extension
+    from ._extension import load
 
-    extension = _extension.load()
+    extension = load()
     if extension is not None:
         extension.release_workspaces()
 

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import _functional_collectives as collectives
 
+# torch 2.15 renamed it
+_all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
 _checked: set[tuple[str, str]] = set()
 
 
@@ -22,7 +24,7 @@ def all_gather_rows(rows: Tensor, group: str) -> Tensor:
 
     ``group`` is a group's name, which unlike the group itself can stand in an operator's schema and in a graph.
     """
-    return collectives.wait_tensor(collectives.all_gather_tensor(rows.contiguous(), 0, group))  # type: ignore[arg-type]
+    return collectives.wait_tensor(_all_gather(rows.contiguous(), 0, group))
 
 
 def all_gather_vectors(vectors: Sequence[Tensor | None], group: str) -> list[Tensor | None]:

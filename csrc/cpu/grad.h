@@ -1,0 +1,223 @@
+// The gradient for the rows: each block of G = d loss / d x is formed from recomputed similarities and
+// multiplied into the gradient at once. dq^ = s G k^; where rows and columns are the same, G^T is multiplied
+// from the same block.
+#pragma once
+
+#include "pass.h"
+
+namespace fastssl {
+namespace FASTSSL_ISA {
+
+// One side's weights, zero where a term is absent and past the end.
+//   fixed shift: G = exp2(x' - shift) (a_i + b_j), factor = weight exp(shift - lse); one exponential
+//   online:      G = w_i exp2(x' - l_i) + w_j exp2(x' - l_j), factor = weight, log2_sum = lse log2(e)
+template <class P>
+struct Terms {
+  using Real = typename P::Real;
+
+  const GradTerms& given;
+  std::int64_t count;
+  Real* factor;
+  Real* log2_sum = nullptr;
+  Real* positive;
+
+  Terms(const GradTerms& terms, std::int64_t rows, std::int64_t padded, bool fixed_shift, Arena& arena)
+      : given(terms), count(rows), factor(arena.take<Real>(padded)), positive(arena.take<Real>(padded)) {
+    if (!fixed_shift) log2_sum = arena.take<Real>(padded);
+  }
+
+  void prepare(std::int64_t block, double shift) const {
+    const auto* lse = static_cast<const Real*>(given.lse);
+    const auto* weight = static_cast<const Real*>(given.weight);
+    const auto* positive_weight = static_cast<const Real*>(given.positive_weight);
+    for (std::int64_t i = block * kBlock; i < (block + 1) * kBlock; ++i) {
+      const bool present = i < count && lse != nullptr;
+      // A log-sum of -inf belongs to a row without any pair: no term, and no infinity times zero.
+      const bool empty = !present || lse[i] == -__builtin_inf();
+      positive[i] = i < count && positive_weight != nullptr ? positive_weight[i] : 0;
+      factor[i] = empty ? 0 : weight[i];
+      if (log2_sum != nullptr) {
+        log2_sum[i] = empty ? static_cast<Real>(__builtin_inf()) : static_cast<Real>(lse[i] * kLog2e);
+      } else if (!empty) {
+        factor[i] = static_cast<Real>(weight[i] * __builtin_exp(shift - lse[i]));
+      }
+    }
+  }
+};
+
+template <class P>
+class GradPass {
+ public:
+  using Real = typename P::Real;
+  using Vec = typename P::Vec;
+  using Ints = typename P::Ints;
+  using Weights = typename P::Weights;
+
+  GradPass(const PairwiseProblem& p, const GradTerms& row, const GradTerms& col, int threads, Arena& arena)
+      : pass_(p, threads, /*with_rows=*/true, arena),
+        rectangle_(pass_.q.blocks, pass_.k.blocks),
+        parts_(p.symmetric ? 1 : rectangle_.chunks),
+        stride_(pass_.q.row_stride),
+        row_(row, p.rows, pass_.q.padded, pass_.fixed_shift, arena),
+        col_(p.symmetric ? row_ : Terms<P>(col, p.cols, pass_.k.padded, pass_.fixed_shift, arena)),
+        weights_(arena.take<Weights>(threads)),
+        grad_(arena.take<Real>(parts_ * pass_.q.padded * stride_)),
+        scale_terms_(arena.take<double>(p.rows)) {}
+
+  void run(Team& team, const GradOutputs& out) const {
+    const double shift = pass_.shift * kLn2;  // the rounded one that the tiles subtract
+    const auto prepare_rows = [&](std::int64_t b) {
+      row_.prepare(b, shift);
+      for (std::int64_t part = 0; part < parts_; ++part) {
+        __builtin_memset(grad_block(part, b), 0, static_cast<std::size_t>(kBlock * stride_) * sizeof(Real));
+      }
+    };
+    const auto prepare_cols = [&](std::int64_t b) {
+      if (!pass_.problem.symmetric) col_.prepare(b, shift);
+    };
+    pass_.prepare(team, prepare_rows, prepare_cols);
+    const Mask<P> mask = pass_.mask();
+    Weights& w = weights_[team.thread()];
+    if (pass_.problem.symmetric) {
+      Tournament(pass_.q.blocks)
+          .play(team, [&](std::int64_t a0, std::int64_t a1, std::int64_t b0, std::int64_t b1) {
+            for (std::int64_t a = a0; a < a1; ++a) {
+              for (std::int64_t b = a0 == b0 ? a : b0; b < b1; ++b) block(mask, w, a, b, 0, a != b);
+            }
+          });
+    } else {
+      rectangle_.run(team, [&](std::int64_t a, std::int64_t part, std::int64_t b0, std::int64_t b1) {
+        for (std::int64_t b = b0; b < b1; ++b) block(mask, w, a, b, part, false);
+      });
+    }
+    Real* scratch = pass_.scratch_of(team);
+    team.for_each(pass_.q.blocks, [&](std::int64_t b) { finish(b, scratch, out); });
+  }
+
+  // After run(): the derivative with respect to s, added up in the order of the rows.
+  Real scale_gradient() const {
+    double sum = 0;
+    for (std::int64_t i = 0; i < pass_.problem.rows; ++i) sum += scale_terms_[i];
+    return static_cast<Real>(sum);
+  }
+
+ private:
+  Real* grad_block(std::int64_t part, std::int64_t b) const {
+    return grad_ + (part * pass_.q.padded + b * kBlock) * stride_;
+  }
+
+  void block(const Mask<P>& mask, Weights& w, std::int64_t a, std::int64_t b, std::int64_t part,
+             bool cols_too) const {
+    const PairwiseProblem& p = pass_.problem;
+    const int height = tiles_extent(a, p.rows, P::kRows), width = tiles_extent(b, p.cols, P::kCols);
+    for (int j = 0; j < width; j += P::kCols) {
+      for (int i = 0; i < height; i += P::kRows) {
+        const bool masked = mask.touches(a * kBlock + i, b * kBlock + j);
+        if (pass_.fixed_shift) {
+          masked ? weights_tile<true, true>(mask, w, a, b, i, j, cols_too)
+                 : weights_tile<true, false>(mask, w, a, b, i, j, cols_too);
+        } else {
+          masked ? weights_tile<false, true>(mask, w, a, b, i, j, cols_too)
+                 : weights_tile<false, false>(mask, w, a, b, i, j, cols_too);
+        }
+      }
+    }
+    // G_a += W Z_b and G_b += W^T Z_a. A tile's rows of W stay in L1 while Z streams from L2: the other order
+    // is 4 % slower.
+    const std::int64_t dims = round_up(p.dim, P::kCols), z_stride = pass_.k.row_stride;
+    Real* grad_a = grad_block(part, a);
+    const auto* z_b = pass_.k.block_rows(b);
+    for (int i = 0; i < height; i += P::kRows) {
+      for (std::int64_t d = 0; d < dims; d += P::kCols) {
+        multiply_into<P, Weights::kRowStride, Weights::kRowStep>(grad_a + i * stride_ + d, stride_, w.rows(i),
+                                                                 z_b + d, z_stride, width / P::kFold);
+      }
+    }
+    if (!cols_too) return;
+    const int col_height = tiles_extent(b, p.cols, P::kRows);
+    Real* grad_b = grad_block(part, b);
+    const auto* z_a = pass_.q.block_rows(a);
+    for (int j = 0; j < col_height; j += P::kRows) {
+      for (std::int64_t d = 0; d < dims; d += P::kCols) {
+        multiply_into<P, Weights::kColStride, Weights::kColStep>(grad_b + j * stride_ + d, stride_, w.cols(j),
+                                                                 z_a + d, z_stride, height / P::kFold);
+      }
+    }
+  }
+
+  template <bool kFixedShift, bool kMasked>
+  __attribute__((noinline)) void weights_tile(const Mask<P>& mask, Weights& w, std::int64_t a, std::int64_t b,
+                                              int i, int j, bool cols_too) const {
+    const std::int64_t row = a * kBlock + i, col = b * kBlock + j;
+    Tile<P> g;
+    clear<P>(g);
+    multiply<P, 1, kBlock>(g, pass_.q.block(a) + i, pass_.k.block(b) + j, kBlock, pass_.k.steps);
+    FASTSSL_UNROLL
+    for (int r = 0; r < P::kRows; ++r) {
+      Ints in_sum[P::kVectors], matched[P::kVectors];
+      if (kMasked) mask.row(row + r, col, in_sum, matched);
+      FASTSSL_UNROLL
+      for (int v = 0; v < P::kVectors; ++v) {
+        const std::int64_t at = col + v * P::kLanes;
+        Vec weight;
+        if (kFixedShift) {
+          weight = P::exp2(pass_.exponent(g[r][v], pass_.shift)) *
+                   (P::load(col_.factor + at) + row_.factor[row + r]);
+        } else {
+          weight =
+              P::exp2_any(pass_.exponent(g[r][v], row_.log2_sum[row + r])) * row_.factor[row + r] +
+              P::exp2_any(pass_.exponent(g[r][v], P::load(col_.log2_sum + at))) * P::load(col_.factor + at);
+        }
+        if (kMasked) {
+          // Folded in here, before bfloat16 weights are rounded: near a positive the two nearly cancel.
+          const Vec positive = P::load(col_.positive + at) + row_.positive[row + r];
+          weight = (in_sum[v] ? weight : Vec{}) + (matched[v] ? positive : Vec{});
+        }
+        g[r][v] = weight;
+      }
+    }
+    P::store_weights(w, i, j, g, cols_too);
+  }
+
+  // Adds up the parts of block b's rows, goes back through the normalisation and writes dq.
+  void finish(std::int64_t b, Real* scratch, const GradOutputs& out) const {
+    const PairwiseProblem& p = pass_.problem;
+    const std::int64_t dim = p.dim, padded_dim = round_up(dim, P::kCols);
+    const std::int64_t end = (b + 1) * kBlock < p.rows ? (b + 1) * kBlock : p.rows;
+    const Real clamped = 1 / Operand<P>::kSmallestNorm;
+    const Real scale = static_cast<Real>(p.scale);
+    for (std::int64_t i = b * kBlock; i < end; ++i) {
+      Real* unit = scratch;  // q^_i from the input: not rounded to bfloat16
+      Real* grad = grad_ + i * stride_;
+      const Real inverse = pass_.q.read_normalised(i, unit);
+      for (std::int64_t part = 1; part < parts_; ++part) {
+        const Real* more = grad + part * pass_.q.padded * stride_;
+        for (std::int64_t d = 0; d < padded_dim; d += P::kLanes)
+          P::store(grad + d, P::load(grad + d) + P::load(more + d));
+      }
+      Vec along{};
+      for (std::int64_t d = 0; d < padded_dim; d += P::kLanes) along += P::load(grad + d) * P::load(unit + d);
+      const Real dot = P::sum(along);
+      scale_terms_[i] = dot;
+      // A norm below the smallest is a constant, as in torch.nn.functional.normalize: nothing to project out.
+      const Real projected = p.normalize && inverse != clamped ? dot : 0;
+      const Real factor = p.normalize ? scale * inverse : scale;
+      for (std::int64_t d = 0; d < padded_dim; d += P::kLanes) {
+        P::store(grad + d, (P::load(grad + d) - P::load(unit + d) * projected) * factor);
+      }
+      write_row(p.dtype, grad, dim, static_cast<char*>(out.dq) + i * dim * element_bytes(p.dtype));
+    }
+  }
+
+  Pass<P> pass_;
+  Rectangle rectangle_;
+  std::int64_t parts_;
+  std::int64_t stride_;
+  Terms<P> row_, col_;
+  Weights* weights_;     // [threads]
+  Real* grad_;           // [parts][padded rows][stride]: sum_j G_ij k^_j
+  double* scale_terms_;  // [rows]: sum_j G_ij c_ij
+};
+
+}  // namespace FASTSSL_ISA
+}  // namespace fastssl

@@ -1,0 +1,153 @@
+// Operands in the layout that the tiles read, and the arena that holds them.
+#pragma once
+
+#include "convert.h"
+#include "pairwise.h"
+#include "tile.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace fastssl {
+namespace FASTSSL_ISA {
+
+// Hands out aligned pieces of one allocation. With a null base it only measures. Under AddressSanitizer a
+// poisoned gap follows each piece, so that running from one into the next shows.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+
+  template <class T>
+  T* take(std::int64_t count) {
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T), begin = used_;
+    used_ += static_cast<std::size_t>(round_up(static_cast<std::int64_t>(bytes) + kGap, kCacheLine));
+    if (base_ == nullptr) return nullptr;
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(base_ + begin, bytes);
+    __asan_poison_memory_region(base_ + begin + bytes, used_ - begin - bytes);
+#endif
+    return reinterpret_cast<T*>(base_ + begin);
+  }
+  std::size_t used() const { return used_; }
+
+ private:
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr std::int64_t kGap = 4096;
+#else
+  static constexpr std::int64_t kGap = 0;
+#endif
+  char* base_;
+  std::size_t used_ = 0;
+};
+
+// Rows of one input.
+struct Source {
+  const char* data;
+  std::int64_t count, dim, stride;
+  DType dtype;
+  bool normalize;
+
+  const void* row(std::int64_t i) const { return data + i * stride * element_bytes(dtype); }
+};
+
+inline Source rows_of(const PairwiseProblem& p) {
+  return {static_cast<const char*>(p.q), p.rows, p.dim, p.q_stride, p.dtype, p.normalize};
+}
+
+inline Source columns_of(const PairwiseProblem& p) {
+  if (p.k == nullptr) return rows_of(p);
+  return {static_cast<const char*>(p.k), p.cols, p.dim, p.k_stride, p.dtype, p.normalize};
+}
+
+// One input, normalised and packed, in blocks of kBlock rows; rows past the end are zero.
+template <class P>
+struct Operand {
+  using Real = typename P::Real;
+  using Unit = typename P::Unit;
+
+  static constexpr Real kSmallestNorm = static_cast<Real>(1e-12);  // as torch.nn.functional.normalize
+
+  Source source{};
+  std::int64_t blocks = 0, padded = 0, steps = 0;
+  // [blocks][steps][kBlock]: each block transposed, so that kRows neighbours are broadcast one after the
+  // other and kCols neighbours are a vector load. Both sides of the similarity product.
+  Unit* transposed = nullptr;
+  // [padded / kFold][row_stride]: rows as they are (for kFold 2: pairs of rows, element by element), zero
+  // past dim. Right side of the gradient product.
+  Unit* rows = nullptr;
+  std::int64_t row_stride = 0;
+  Real* inverse_norm = nullptr;  // [padded]; 1 without normalisation
+
+  Operand() = default;
+  Operand(const Source& from, bool with_rows, Arena& arena) : source(from) {
+    blocks = ceil_div(source.count, kBlock);
+    padded = blocks * kBlock;
+    steps = ceil_div(source.dim, P::kFold);
+    row_stride = stride_for(source.dim);
+    transposed = arena.take<Unit>(blocks * steps * kBlock);
+    if (with_rows) rows = arena.take<Unit>(padded / P::kFold * row_stride);
+    inverse_norm = arena.take<Real>(padded);
+  }
+
+  static std::int64_t stride_for(std::int64_t dim) {
+    return spread_stride(round_up(dim, P::kCols), sizeof(Unit));
+  }
+
+  // Size of the scratch that pack() needs per thread, in Reals.
+  static std::int64_t scratch_size(std::int64_t dim) { return kBlock * stride_for(dim); }
+
+  const Unit* block(std::int64_t b) const { return transposed + b * steps * kBlock; }
+  const Unit* block_rows(std::int64_t b) const { return rows + b * (kBlock / P::kFold) * row_stride; }
+
+  // Row i as Real, normalised, zero from dim to row_stride. Returns the factor that normalised it.
+  Real read_normalised(std::int64_t i, Real* out) const {
+    const std::int64_t dim = source.dim;
+    read_row(source.dtype, source.row(i), dim, out);
+    for (std::int64_t d = dim; d < row_stride; ++d) out[d] = 0;
+    if (!source.normalize) return 1;
+    typename P::Vec squares{};
+    for (std::int64_t d = 0; d < dim; d += P::kLanes) squares += P::load(out + d) * P::load(out + d);
+    const Real norm = square_root(P::sum(squares));
+    const Real inverse = 1 / (norm < kSmallestNorm ? kSmallestNorm : norm);  // NaN passes
+    for (std::int64_t d = 0; d < dim; d += P::kLanes) P::store(out + d, P::load(out + d) * inverse);
+    return inverse;
+  }
+
+  // Packs block b; scratch: [kBlock][row_stride].
+  void pack(std::int64_t b, Real* scratch) const {
+    const std::int64_t first = b * kBlock;
+    const std::int64_t valid = source.count - first < kBlock ? source.count - first : kBlock;
+    for (std::int64_t r = 0; r < valid; ++r) {
+      inverse_norm[first + r] = read_normalised(first + r, scratch + r * row_stride);
+    }
+    for (std::int64_t r = valid; r < kBlock; ++r) {
+      for (std::int64_t d = 0; d < row_stride; ++d) scratch[r * row_stride + d] = 0;
+      inverse_norm[first + r] = 0;
+    }
+    // In strips of steps, so that the lines being written stay in cache while all rows pass.
+    constexpr std::int64_t kStrip = 16;
+    Unit* out = transposed + b * steps * kBlock;
+    for (std::int64_t begin = 0; begin < steps; begin += kStrip) {
+      const std::int64_t end = begin + kStrip < steps ? begin + kStrip : steps;
+      for (std::int64_t r = 0; r < kBlock; ++r) {
+        const Real* row = scratch + r * row_stride;
+        for (std::int64_t t = begin; t < end; ++t) out[t * kBlock + r] = P::fold(row + t * P::kFold, 1);
+      }
+    }
+    if (rows == nullptr) return;
+    Unit* pairs = rows + b * (kBlock / P::kFold) * row_stride;
+    for (std::int64_t r = 0; r < kBlock; r += P::kFold) {
+      const Real* row = scratch + r * row_stride;
+      for (std::int64_t d = 0; d < row_stride; ++d) pairs[d] = P::fold(row + d, row_stride);
+      pairs += row_stride;
+    }
+  }
+
+ private:
+  static float square_root(float x) { return __builtin_sqrtf(x); }
+  static double square_root(double x) { return __builtin_sqrt(x); }
+};
+
+}  // namespace FASTSSL_ISA
+}  // namespace fastssl

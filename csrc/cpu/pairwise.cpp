@@ -1,0 +1,135 @@
+#include "pairwise.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+
+namespace fastssl {
+namespace {
+
+PairwiseKernels make_kernels() {
+  const Isa isa = select_isa();
+#ifdef FASTSSL_HAVE_AVX512
+  if (isa >= Isa::kAvx512) {
+    PairwiseKernels kernels = avx512::pairwise_kernels();
+#ifdef FASTSSL_HAVE_AVX512_BF16
+    if (isa == Isa::kAvx512Bf16) {
+      const PairwiseKernels bf16 = avx512_bf16::pairwise_kernels();
+      kernels.logsumexp_bfloat16 = bf16.logsumexp_bfloat16;
+      kernels.grad_bfloat16 = bf16.grad_bfloat16;
+    }
+#endif
+    return kernels;
+  }
+#endif
+#ifdef FASTSSL_HAVE_AVX2
+  if (isa >= Isa::kAvx2) return avx2::pairwise_kernels();
+#endif
+  (void)isa;
+  return baseline::pairwise_kernels();
+}
+
+const PairwiseKernels& kernels() {
+  static const PairwiseKernels chosen = make_kernels();
+  return chosen;
+}
+
+// int64 keys compare at half the speed of floats, so they are renumbered once per call: equal numbers if and
+// only if equal keys. A row whose key no column has gets -1.
+struct DenseKeys {
+  std::vector<std::int32_t> row, col;
+
+  void assign(const PairwiseProblem& p) {
+    std::vector<std::int64_t> known(p.col_key, p.col_key + p.cols);
+    std::sort(known.begin(), known.end());
+    known.erase(std::unique(known.begin(), known.end()), known.end());
+    const auto number = [&](std::int64_t key) -> std::int32_t {
+      const auto found = std::lower_bound(known.begin(), known.end(), key);
+      return found != known.end() && *found == key ? static_cast<std::int32_t>(found - known.begin()) : -1;
+    };
+    row.resize(p.rows);
+    col.resize(p.cols);
+    std::transform(p.row_key, p.row_key + p.rows, row.begin(), number);
+    std::transform(p.col_key, p.col_key + p.cols, col.begin(), number);
+  }
+};
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+void check_and_complete(PairwiseProblem& p, DenseKeys& keys) {
+  require(p.q != nullptr, "pairwise: q must not be null");
+  require(p.rows >= 1 && p.cols >= 1 && p.dim >= 1, "pairwise: rows, cols and dim must be at least 1");
+  require(p.k != nullptr || p.rows == p.cols, "pairwise: without k, cols must equal rows");
+  require(p.positives >= Positives::kNone && p.positives <= Positives::kKey,
+          "pairwise: unknown rule of positives");
+  require(p.positives != Positives::kKey || (p.row_key != nullptr && p.col_key != nullptr),
+          "pairwise: positives by key need row_key and col_key");
+  require(p.cols < (std::int64_t{1} << 31) && p.rows < (std::int64_t{1} << 31),
+          "pairwise: rows and cols must be below 2^31");
+  const bool by_key = p.positives == Positives::kKey;
+  const bool same_keys =
+      !by_key || p.row_key == p.col_key ||
+      (p.rows == p.cols && std::memcmp(p.row_key, p.col_key, p.rows * sizeof(std::int64_t)) == 0);
+  p.symmetric = p.k == nullptr && p.row_step == 1 && p.row_offset == p.col_offset && same_keys;
+  if (by_key) {
+    keys.assign(p);
+    p.row_id = keys.row.data();
+    p.col_id = keys.col.data();
+  }
+}
+
+template <class Kernel>
+Kernel pick(const PairwiseProblem& p, bool allow_bfloat16_product, Kernel float32, Kernel float64,
+            Kernel bfloat16) {
+  switch (p.dtype) {
+    case DType::kFloat64:
+      return float64;
+    case DType::kBFloat16:
+      return bfloat16 != nullptr ? bfloat16 : float32;
+    case DType::kFloat32:
+      return allow_bfloat16_product && bfloat16 != nullptr ? bfloat16 : float32;
+    case DType::kFloat16:
+      return float32;
+  }
+  throw std::invalid_argument("pairwise: unknown dtype");
+}
+
+}  // namespace
+
+void pairwise_logsumexp(PairwiseProblem p, bool allow_bfloat16_product, const LogsumexpOutputs& outputs) {
+  DenseKeys keys;
+  check_and_complete(p, keys);
+  require(outputs.row_lse != nullptr && outputs.positive != nullptr,
+          "pairwise_logsumexp: outputs must not be null");
+  const PairwiseKernels& all = kernels();
+  pick(p, allow_bfloat16_product, all.logsumexp_float32, all.logsumexp_float64, all.logsumexp_bfloat16)(
+      p, outputs);
+}
+
+void pairwise_logsumexp_grad(PairwiseProblem p, bool allow_bfloat16_product, const GradTerms& row,
+                             const GradTerms& col, const GradOutputs& outputs) {
+  DenseKeys keys;
+  check_and_complete(p, keys);
+  require(outputs.dq != nullptr && outputs.dscale != nullptr,
+          "pairwise_logsumexp_grad: outputs must not be null");
+  require((row.lse == nullptr) == (row.weight == nullptr) && (col.lse == nullptr) == (col.weight == nullptr),
+          "pairwise_logsumexp_grad: a log-sum needs its weight and a weight its log-sum");
+  // Without k and without column terms, the columns' terms are the rows'.
+  const bool no_col = col.lse == nullptr && col.positive_weight == nullptr;
+  const GradTerms& columns = p.k == nullptr && no_col ? row : col;
+  if (columns.lse != row.lse || columns.weight != row.weight ||
+      columns.positive_weight != row.positive_weight) {
+    p.symmetric = false;  // W and its transpose would differ
+  }
+  const PairwiseKernels& all = kernels();
+  pick(p, allow_bfloat16_product, all.grad_float32, all.grad_float64, all.grad_bfloat16)(p, row, columns,
+                                                                                         outputs);
+}
+
+}  // namespace fastssl

@@ -1,0 +1,92 @@
+// The pairwise log-sum-exp and its gradient: arguments, and the table of kernels of one instruction set.
+//
+// For rows q [M, D] and columns k [N, D], with unit rows q^ and k^ where `normalize` is set:
+//   c_ij = q^_i . k^_j,  x_ij = s c_ij,
+//   row_lse_i = log sum_j exp(x_ij) over the pairs in the log-sum,  positive_i = sum of x_ij over the matched
+//   pairs.
+#pragma once
+
+#include <cstdint>
+
+namespace fastssl {
+
+// Numbers shared with fastssl/ops/pairwise/cpp.py.
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+
+// Which pairs (i, j) match, by global row index I and column index J.
+enum class Positives : int {
+  kNone = 0,
+  kDiagonal = 1,
+  kPair = 2,
+  kKey = 3
+};  // never; J == I; J == I ^ 1; same key
+
+struct PairwiseProblem {
+  const void* q;  // [rows, dim], `dtype`, q_stride elements from row to row
+  const void* k;  // [cols, dim], or null: the columns are q itself
+  std::int64_t rows, cols, dim, q_stride, k_stride;
+  DType dtype;
+  double scale;  // s
+  bool normalize;
+  Positives positives;
+  const std::int64_t* row_key;  // [rows], for Positives::kKey
+  const std::int64_t* col_key;  // [cols]
+  bool exclude_self, exclude_positives;
+  std::int64_t row_offset, col_offset, row_step;  // I = row_offset + row_step i, J = col_offset + j
+  std::int64_t threads;
+
+  // Filled in by dispatch.cpp.
+  bool symmetric;              // the columns are the rows, and so are their indices and keys
+  const std::int32_t* row_id;  // keys renumbered densely; -1 where a row's key is no column's
+  const std::int32_t* col_id;
+};
+
+// Real is float, or double where the inputs are.
+struct LogsumexpOutputs {
+  void* row_lse;   // [rows] Real
+  void* positive;  // [rows] Real
+};
+
+struct GradTerms {
+  const void* lse;              // Real, or null together with weight
+  const void* weight;           // Real
+  const void* positive_weight;  // Real, or null
+};
+
+struct GradOutputs {
+  void* dq;      // [rows, dim], `dtype`, contiguous
+  void* dscale;  // [] Real
+};
+
+using LogsumexpKernel = void (*)(const PairwiseProblem&, const LogsumexpOutputs&);
+using GradKernel = void (*)(const PairwiseProblem&, const GradTerms& row, const GradTerms& col,
+                            const GradOutputs&);
+
+// One entry per arithmetic of the two products. A null bfloat16 entry: the instruction set has no such
+// product.
+struct PairwiseKernels {
+  LogsumexpKernel logsumexp_float32, logsumexp_float64, logsumexp_bfloat16;
+  GradKernel grad_float32, grad_float64, grad_bfloat16;
+};
+
+namespace baseline {
+PairwiseKernels pairwise_kernels();
+}
+namespace avx2 {
+PairwiseKernels pairwise_kernels();
+}
+namespace avx512 {
+PairwiseKernels pairwise_kernels();
+}
+namespace avx512_bf16 {
+PairwiseKernels pairwise_kernels();  // only the bfloat16 entries
+}
+
+// Checks the arguments (std::invalid_argument), picks the kernel and runs it. Inputs of bfloat16 take the
+// bfloat16 product where the machine has one, inputs of float32 do if `allow_bfloat16_product`.
+void pairwise_logsumexp(PairwiseProblem problem, bool allow_bfloat16_product,
+                        const LogsumexpOutputs& outputs);
+void pairwise_logsumexp_grad(PairwiseProblem problem, bool allow_bfloat16_product, const GradTerms& row,
+                             const GradTerms& col, const GradOutputs& outputs);
+
+}  // namespace fastssl

@@ -1,0 +1,15 @@
+// AVX2 and FMA: 16 registers, 12 of them sums.
+#define FASTSSL_ISA avx2
+#include "kernels.h"
+
+namespace fastssl {
+namespace avx2 {
+
+struct Shape {
+  static constexpr int kVectorBytes = 32, kTileRows = 6, kTileVectors = 2;
+};
+
+PairwiseKernels pairwise_kernels() { return plain_kernels<Shape>(); }
+
+}  // namespace avx2
+}  // namespace fastssl

@@ -1,0 +1,15 @@
+// AVX-512 (F, BW, VL, DQ): 32 registers, 24 of them sums.
+#define FASTSSL_ISA avx512
+#include "kernels.h"
+
+namespace fastssl {
+namespace avx512 {
+
+struct Shape {
+  static constexpr int kVectorBytes = 64, kTileRows = 12, kTileVectors = 2;
+};
+
+PairwiseKernels pairwise_kernels() { return plain_kernels<Shape>(); }
+
+}  // namespace avx512
+}  // namespace fastssl

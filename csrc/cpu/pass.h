@@ -1,0 +1,99 @@
+// What the forward and the gradient share: packed operands, mask, shift.
+#pragma once
+
+#include "mask.h"
+#include "pack.h"
+#include "schedule.h"
+
+namespace fastssl {
+namespace FASTSSL_ISA {
+
+constexpr double kLog2e = 1.4426950408889634074, kLog2eRest = 2.0355273740931033e-17;
+constexpr double kLn2 = 0.69314718055994530942;
+
+template <class P>
+struct Pass {
+  using Real = typename P::Real;
+  using Signed = typename P::Signed;
+
+  const PairwiseProblem& problem;
+  Operand<P> q, k;  // k equals q where the columns are the rows
+  bool shared;
+  // With unit rows |x| <= |s|, so exp(x - |s|) neither overflows nor, for |s| <= 40, loses anything: no
+  // running maximum.
+  bool fixed_shift;
+  // s log2(e), because exponents are in base 2, in two parts: one rounded factor would bend all exponents the
+  // same way, and their sum, unlike that of random roundings, would show it.
+  Real slope, slope_rest;
+  Real shift;  // |s| log2(e)
+  Signed* row_id = nullptr;
+  Signed* col_id = nullptr;
+  std::int64_t scratch_size;
+  Real* scratch;  // [threads][scratch_size]
+
+  Pass(const PairwiseProblem& p, int threads, bool with_rows, Arena& arena)
+      : problem(p),
+        q(rows_of(p), with_rows && p.k == nullptr, arena),
+        k(p.k == nullptr ? q : Operand<P>(columns_of(p), with_rows, arena)),
+        shared(p.k == nullptr),
+        fixed_shift(p.normalize && p.scale >= -40 && p.scale <= 40),
+        slope(static_cast<Real>(p.scale * kLog2e)),
+        slope_rest(static_cast<Real>(__builtin_fma(p.scale, kLog2e, -static_cast<double>(slope)) +
+                                     p.scale * kLog2eRest)),
+        shift(static_cast<Real>((p.scale < 0 ? -p.scale : p.scale) * kLog2e)),
+        scratch_size(Operand<P>::scratch_size(p.dim)),
+        scratch(arena.take<Real>(threads * scratch_size)) {
+    if (p.positives == Positives::kKey) {
+      row_id = arena.take<Signed>(q.padded);
+      col_id = arena.take<Signed>(k.padded);
+    }
+  }
+
+  // x log2(e) - base for similarities c. The rest comes last: by then what matters is small.
+  template <class Base>
+  FASTSSL_INLINE typename P::Vec exponent(typename P::Vec c, Base base) const {
+    return (c * slope - base) + c * slope_rest;
+  }
+
+  Mask<P> mask() const { return Mask<P>(problem, row_id, col_id); }
+
+  Real* scratch_of(const Team& team) const { return scratch + team.thread() * scratch_size; }
+
+  // Packs both operands, and calls rows(b) and cols(b) for each block of them: one phase for all that needs
+  // no order.
+  template <class Rows, class Cols>
+  void prepare(Team& team, const Rows& rows, const Cols& cols) const {
+    Real* mine = scratch_of(team);
+    team.for_each(q.blocks + (shared ? 0 : k.blocks), [&](std::int64_t b) {
+      const bool of_rows = b < q.blocks;
+      const std::int64_t col_block = shared ? b : b - q.blocks;
+      if (of_rows) {
+        q.pack(b, mine);
+        copy_ids(row_id, problem.row_id, b, problem.rows, -1);
+        rows(b);
+      }
+      if (!of_rows) k.pack(col_block, mine);
+      if (!of_rows || shared) {
+        copy_ids(col_id, problem.col_id, col_block, problem.cols, -2);
+        cols(col_block);
+      }
+    });
+  }
+
+ private:
+  static void copy_ids(Signed* to, const std::int32_t* from, std::int64_t block, std::int64_t count,
+                       Signed padding) {
+    if (to == nullptr) return;
+    for (std::int64_t i = block * kBlock; i < (block + 1) * kBlock; ++i)
+      to[i] = i < count ? from[i] : padding;
+  }
+};
+
+// Valid rows or columns of block b, rounded up to whole tiles.
+FASTSSL_INLINE int tiles_extent(std::int64_t b, std::int64_t count, int tile) {
+  const std::int64_t left = count - b * kBlock;
+  return static_cast<int>(round_up(left < kBlock ? left : kBlock, tile));
+}
+
+}  // namespace FASTSSL_ISA
+}  // namespace fastssl

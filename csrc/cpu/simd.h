@@ -1,0 +1,136 @@
+// Vectors of one instruction set, written with the compiler's vector extensions so that one template serves
+// SSE2, AVX2, AVX-512 and NEON. Included by the translation unit of each instruction set with FASTSSL_ISA
+// naming its namespace: the namespaces keep the linker from merging, say, AVX-512 code into what a baseline
+// machine runs. For the same reason nothing below that line calls templates or inline functions of the
+// standard library.
+#pragma once
+
+#ifndef FASTSSL_ISA
+#error "define FASTSSL_ISA before including this header"
+#endif
+
+#include <cstdint>
+
+#define FASTSSL_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define FASTSSL_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define FASTSSL_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace fastssl {
+namespace FASTSSL_ISA {
+
+// Constants of 2^t = p(f) 2^r with r = round(t), f = t - r in [-1/2, 1/2]. p(f) = 1 + f q(f), q a Chebyshev
+// fit of (2^f - 1) / f. Adding kMagic rounds to an integer and leaves r + bias in the low bits, the exponent
+// of 2^r.
+template <class T>
+struct Exp2;
+
+template <>
+struct Exp2<float> {
+  static constexpr int kMantissa = 23, kDegree = 6;
+  static constexpr float kMagic = 12582912.0f + 127.0f, kLowest = -126.0f, kHighest = 128.0f;
+  // largest error of the whole function: 0.82 ulp
+  static constexpr float kCoefficients[kDegree + 1] = {
+      1.0f, 0.693147188f, 0.2402265076f, 0.05550357114f, 0.009618082557f, 0.001339086336f, 0.0001545316295f};
+};
+
+template <>
+struct Exp2<double> {
+  static constexpr int kMantissa = 52, kDegree = 11;
+  static constexpr double kMagic = 6755399441055744.0 + 1023.0, kLowest = -1022.0, kHighest = 1024.0;
+  static constexpr double kCoefficients[kDegree + 1] = {1.0,
+                                                        0.6931471805599453094,
+                                                        0.2402265069591009822,
+                                                        0.05550410866482159434,
+                                                        0.009618129107606888527,
+                                                        0.001333355814641693531,
+                                                        0.0001540353044173605015,
+                                                        0.00001525273382983611839,
+                                                        1.321544258792168965e-6,
+                                                        1.017806244584577352e-7,
+                                                        7.0725859492692237e-9,
+                                                        4.454960598186518394e-10};
+};
+
+template <class T>
+struct IntOf;
+template <>
+struct IntOf<float> {
+  using Signed = std::int32_t;
+  using Unsigned = std::uint32_t;
+};
+template <>
+struct IntOf<double> {
+  using Signed = std::int64_t;
+  using Unsigned = std::uint64_t;
+};
+
+// A vector of kBytes / sizeof(T) lanes of T, and what the kernels do with it.
+template <class T, int kBytes>
+struct Simd {
+  static constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
+  using Signed = typename IntOf<T>::Signed;
+  typedef T Vec __attribute__((vector_size(kBytes)));
+  typedef Signed Ints __attribute__((vector_size(kBytes)));
+  typedef typename IntOf<T>::Unsigned Bits __attribute__((vector_size(kBytes)));
+
+  static FASTSSL_INLINE Vec load(const T* p) {
+    Vec v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static FASTSSL_INLINE void store(T* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+
+  static FASTSSL_INLINE Ints load_ints(const Signed* p) {
+    Ints v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
+
+  static FASTSSL_INLINE Vec broadcast(T x) { return x - Vec{}; }
+  static FASTSSL_INLINE Ints broadcast_ints(Signed x) { return x - Ints{}; }
+
+  // 0, 1, 2, ...
+  static FASTSSL_INLINE Ints lane_numbers() {
+    Ints v{};
+    for (int lane = 0; lane < kLanes; ++lane) v[lane] = lane;
+    return v;
+  }
+
+  // The larger of a and b; b where a is NaN.
+  static FASTSSL_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+  static FASTSSL_INLINE T sum(Vec v) {
+    T s[kLanes];
+    __builtin_memcpy(s, &v, sizeof v);
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int lane = 0; lane < half; ++lane) s[lane] += s[lane + half];
+    }
+    return s[0];
+  }
+
+  // 2^t for t <= kHighest; 0 below kLowest (no subnormal results); NaN stays NaN, which is why 2^r is
+  // multiplied on and not added to the exponent bits, and why the comparison is written so that NaN falls
+  // through it.
+  static FASTSSL_INLINE Vec exp2(Vec t) {
+    using C = Exp2<T>;
+    const Vec shifted = t + C::kMagic;
+    const Vec f = t - (shifted - C::kMagic);
+    const Vec power = reinterpret_cast<Vec>(reinterpret_cast<Bits>(shifted) << C::kMantissa);
+    Vec p = broadcast(C::kCoefficients[C::kDegree]);
+    FASTSSL_UNROLL
+    for (int k = C::kDegree - 1; k >= 0; --k) p = p * f + C::kCoefficients[k];
+    return t < C::kLowest ? Vec{} : p * power;
+  }
+
+  // 2^t for any t; infinite from 2^(kHighest - 1/2).
+  static FASTSSL_INLINE Vec exp2_any(Vec t) {
+    const Vec highest = broadcast(Exp2<T>::kHighest);
+    return exp2(t > highest ? highest : t);
+  }
+};
+
+}  // namespace FASTSSL_ISA
+}  // namespace fastssl

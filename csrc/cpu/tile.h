@@ -1,0 +1,117 @@
+// The register tile: kRows x kCols sums of products held in vector registers, the heart of both products.
+#pragma once
+
+#include "simd.h"
+
+namespace fastssl {
+namespace FASTSSL_ISA {
+
+// Rows and columns are cut into blocks of kBlock: a multiple of every tile's height and width.
+constexpr int kBlock = 96;
+constexpr int kCacheLine = 64;
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+// A row's length in elements such that consecutive rows fall into different sets of the L1 cache: an odd
+// number of lines.
+constexpr std::int64_t spread_stride(std::int64_t elements, std::int64_t element_bytes) {
+  return (ceil_div(elements * element_bytes, kCacheLine) | 1) * kCacheLine / element_bytes;
+}
+
+// Arithmetic in T throughout. A "unit" is what one broadcast fetches and one dot step consumes: here one
+// element. I: the instruction set's shape (kVectorBytes, kTileRows, kTileVectors).
+template <class I, class T>
+struct PlainProduct : Simd<T, I::kVectorBytes> {
+  using S = Simd<T, I::kVectorBytes>;
+  using Real = T;
+  using Unit = T;
+  using Vec = typename S::Vec;
+
+  static constexpr int kFold = 1;  // elements per unit
+  static constexpr int kRows = I::kTileRows;
+  static constexpr int kVectors = I::kTileVectors;
+  static constexpr int kCols = kVectors * S::kLanes;
+  static_assert(kBlock % kRows == 0 && kBlock % kCols == 0, "tiles must fill a block");
+
+  using UnitVec = Vec;
+  static FASTSSL_INLINE UnitVec load_units(const Unit* p) { return S::load(p); }
+  static FASTSSL_INLINE Vec dot(Vec sum, Unit a, UnitVec b) { return sum + a * b; }
+
+  static FASTSSL_INLINE Unit fold(const Real* element, std::int64_t /* to_next */) { return *element; }
+
+  // The block of G, [kBlock rows][kBlock columns], as left operand of G Z and, with the strides exchanged, of
+  // G^T Z.
+  struct Weights {
+    static constexpr int kStride = kBlock + kCacheLine / static_cast<int>(sizeof(T));
+    static constexpr int kRowStride = kStride, kRowStep = 1;  // G: from row to row, from column to column
+    static constexpr int kColStride = 1, kColStep = kStride;  // G^T
+    T data[kBlock * kStride];
+
+    const T* rows(int i) const { return data + i * kStride; }
+    const T* cols(int j) const { return data + j; }
+  };
+
+  static FASTSSL_INLINE void store_weights(Weights& w, int i, int j, const Vec (&g)[kRows][kVectors],
+                                           bool /* cols_too */) {
+    FASTSSL_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      FASTSSL_UNROLL
+      for (int v = 0; v < kVectors; ++v)
+        S::store(w.data + (i + r) * Weights::kStride + j + v * S::kLanes, g[r][v]);
+    }
+  }
+};
+
+template <class P>
+using Tile = typename P::Vec[P::kRows][P::kVectors];
+
+template <class P>
+FASTSSL_INLINE void clear(Tile<P>& acc) {
+  FASTSSL_UNROLL
+  for (int r = 0; r < P::kRows; ++r) {
+    FASTSSL_UNROLL
+    for (int v = 0; v < P::kVectors; ++v) acc[r][v] = typename P::Vec{};
+  }
+}
+
+// acc[r][:] += sum over steps t of a[r kAStride + t kAStep] . b[t b_stride + :]. The left strides are
+// constants so that the addresses of all rows are one register and immediate offsets.
+template <class P, int kAStride, int kAStep>
+FASTSSL_INLINE void multiply(Tile<P>& acc, const typename P::Unit* a, const typename P::Unit* b,
+                             std::int64_t b_stride, std::int64_t steps) {
+  for (std::int64_t t = 0; t < steps; ++t) {
+    typename P::UnitVec column[P::kVectors];
+    FASTSSL_UNROLL
+    for (int v = 0; v < P::kVectors; ++v) column[v] = P::load_units(b + v * P::kLanes);
+    FASTSSL_UNROLL
+    for (int r = 0; r < P::kRows; ++r) {
+      FASTSSL_UNROLL
+      for (int v = 0; v < P::kVectors; ++v) acc[r][v] = P::dot(acc[r][v], a[r * kAStride], column[v]);
+    }
+    a += kAStep;
+    b += b_stride;
+  }
+}
+
+// out[r][:] += the product, for one tile of a gradient in memory. What is there is added last: the loop need
+// not wait for it.
+template <class P, int kAStride, int kAStep>
+FASTSSL_INLINE void multiply_into(typename P::Real* out, std::int64_t out_stride, const typename P::Unit* a,
+                                  const typename P::Unit* b, std::int64_t b_stride, std::int64_t steps) {
+  Tile<P> acc;
+  clear<P>(acc);
+  multiply<P, kAStride, kAStep>(acc, a, b, b_stride, steps);
+  FASTSSL_UNROLL
+  for (int r = 0; r < P::kRows; ++r) {
+    FASTSSL_UNROLL
+    for (int v = 0; v < P::kVectors; ++v) {
+      typename P::Real* at = out + v * P::kLanes;
+      P::store(at, P::load(at) + acc[r][v]);
+    }
+    out += out_stride;
+  }
+}
+
+}  // namespace FASTSSL_ISA
+}  // namespace fastssl

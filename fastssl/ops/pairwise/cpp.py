@@ -1,0 +1,167 @@
+"""Pairwise log-sum-exp on the CPU: tensors in, addresses to the compiled kernels, tensors out.
+
+The kernels form each tile of similarities in registers and turn it into sums, or into a block of the gradient, before
+the next one: memory is O((M + N) D). See ``csrc/cpu/forward.h`` and ``csrc/cpu/grad.h``.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import _extension
+
+# The numbers of the enums in csrc/cpu/pairwise.h.
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_POSITIVES = {"none": 0, "diagonal": 1, "pair": 2, "key": 3}
+
+
+def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
+    if device_type != "cpu":
+        return "the C++ kernels run on the CPU"
+    if dtype not in _DTYPES:
+        return f"the C++ kernels do not take {dtype}"
+    if _extension.load() is None:
+        _extension.warn_missing()
+        return _extension.why_missing()
+    return None
+
+
+def pairwise_logsumexp(
+    q: Tensor,  # [M, D]
+    k: Tensor | None,  # [N, D], None: the columns are q
+    logit_scale: Tensor | None,  # [], multiplies scale
+    *,
+    row_key: Tensor | None,  # [M]
+    col_key: Tensor | None,  # [N]
+    row_offset: int,
+    col_offset: int,
+    **rules: Any,
+) -> tuple[Tensor, Tensor]:
+    """Log-sum [M] and sum of the positive logits [M] of every row, as ``reference.pairwise_logsumexp`` defines them."""
+    row_lse = torch.empty(q.shape[0], dtype=_accumulator(q))
+    positive = torch.empty_like(row_lse)
+    q, k = _dense_rows(q), None if k is None else _dense_rows(k)
+    row_key, col_key = _dense(row_key), _dense(col_key)
+    problem = _problem(q, k, logit_scale, row_key, col_key, row_offset, col_offset, row_step=1, **rules)
+    _kernels().pairwise_logsumexp(
+        problem,
+        allow_bfloat16_product=_allow_bfloat16_product(),
+        row_lse=row_lse.data_ptr(),
+        positive=positive.data_ptr(),
+    )
+    return row_lse, positive
+
+
+def pairwise_logsumexp_grad(
+    q: Tensor,  # [M, D]
+    k: Tensor | None,  # [N, D]
+    logit_scale: Tensor | None,  # []
+    row_lse: Tensor | None,  # [M]
+    row_weight: Tensor | None,  # [M], dL/d row_lse
+    row_positive_weight: Tensor | None,  # [M], dL/d positive
+    col_lse: Tensor | None,  # [N]
+    col_weight: Tensor | None,  # [N]
+    col_positive_weight: Tensor | None,  # [N]
+    *,
+    row_key: Tensor | None,
+    col_key: Tensor | None,
+    row_offset: int,
+    col_offset: int,
+    row_step: int,
+    **rules: Any,
+) -> tuple[Tensor, Tensor]:
+    """Gradient for the rows [M, D] and the derivative with respect to the full scale []."""
+    dq = torch.empty(q.shape, dtype=q.dtype)
+    d_scale = torch.empty((), dtype=_accumulator(q))
+    q, k = _dense_rows(q), None if k is None else _dense_rows(k)
+    row_key, col_key = _dense(row_key), _dense(col_key)
+    row_lse, row_weight, row_positive_weight = _dense(row_lse), _dense(row_weight), _dense(row_positive_weight)
+    col_lse, col_weight, col_positive_weight = _dense(col_lse), _dense(col_weight), _dense(col_positive_weight)
+    problem = _problem(q, k, logit_scale, row_key, col_key, row_offset, col_offset, row_step, **rules)
+    _kernels().pairwise_logsumexp_grad(
+        problem,
+        allow_bfloat16_product=_allow_bfloat16_product(),
+        row_lse=_address(row_lse),
+        row_weight=_address(row_weight),
+        row_positive_weight=_address(row_positive_weight),
+        col_lse=_address(col_lse),
+        col_weight=_address(col_weight),
+        col_positive_weight=_address(col_positive_weight),
+        dq=dq.data_ptr(),
+        dscale=d_scale.data_ptr(),
+    )
+    return dq, d_scale
+
+
+def _problem(
+    q: Tensor,
+    k: Tensor | None,
+    logit_scale: Tensor | None,
+    row_key: Tensor | None,
+    col_key: Tensor | None,
+    row_offset: int,
+    col_offset: int,
+    row_step: int,
+    *,
+    scale: float,
+    normalize: bool,
+    positives: str,
+    exclude_self: bool,
+    exclude_positives: bool,
+) -> Any:
+    """The arguments that both kernels share. It holds addresses: the tensors must outlive it."""
+    columns = q if k is None else k
+    return _kernels().PairwiseProblem(
+        q=q.data_ptr(),
+        k=_address(k),
+        rows=q.shape[0],
+        cols=columns.shape[0],
+        dim=q.shape[1],
+        q_stride=q.stride(0),
+        k_stride=columns.stride(0),
+        dtype=_DTYPES[q.dtype],
+        scale=scale if logit_scale is None else scale * float(logit_scale),  # a CPU tensor: no device is waited for
+        normalize=normalize,
+        positives=_POSITIVES[positives],
+        row_key=_address(row_key),
+        col_key=_address(col_key),
+        exclude_self=exclude_self,
+        exclude_positives=exclude_positives,
+        row_offset=row_offset,
+        col_offset=col_offset,
+        row_step=row_step,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _kernels() -> ModuleType:
+    module = _extension.load()
+    if module is None:
+        raise RuntimeError(_extension.why_missing())
+    return module
+
+
+def _accumulator(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _dense(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
+
+
+def _dense_rows(matrix: Tensor) -> Tensor:
+    """Rows may lie anywhere, but the elements of a row lie side by side."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def _allow_bfloat16_product() -> bool:
+    """As for PyTorch's own float32 products: "medium" permits them in bfloat16."""
+    return torch.get_float32_matmul_precision() == "medium"
