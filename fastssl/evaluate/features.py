@@ -1,0 +1,88 @@
+"""Features of a data set, computed once and shared by all evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.data.base import Batch
+
+
+class Features(NamedTuple):
+    """Features of a whole data set.
+
+    Attributes:
+        x: float32 [N, D].
+        label: int64 [N].
+    """
+
+    x: Tensor
+    label: Tensor
+
+
+@torch.no_grad()
+def extract(encoder: nn.Module, transform: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> Features:
+    """Features of all images, with `encoder` in evaluation mode; its mode is restored afterwards.
+
+    Args:
+        encoder: float32 [B, C, H, W] -> [B, D].
+        transform: uint8 images to what the encoder takes, for instance :class:`fastssl.augment.EvalTransform`.
+        batches: the images, in order.
+
+    Returns:
+        Features on the CPU, in float32.
+
+    Raises:
+        ValueError: if there are no batches.
+    """
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    training = encoder.training
+    encoder.eval()
+    try:
+        parts = [(encoder(transform(image.to(device))).float().cpu(), label.cpu()) for image, label, _ in batches]
+    finally:
+        encoder.train(training)
+    if not parts:
+        raise ValueError("extract: batches must hold at least one batch, got none")
+    x, label = zip(*parts, strict=True)
+    return Features(torch.cat(x), torch.cat(label))
+
+
+@torch.no_grad()
+def recompute_batch_statistics(
+    encoder: nn.Module, transform: Callable[[Tensor], Tensor], batches: Iterable[Batch]
+) -> None:
+    """Set the BatchNorm statistics of `encoder` to their averages over the batches, in place; weights stay.
+
+    An untrained encoder has means of 0 and variances of 1 there, which makes less of its random features than is in
+    them.
+
+    Args:
+        encoder: float32 [B, C, H, W] -> [B, D].
+        transform: uint8 images to what the encoder takes.
+        batches: images, for instance those of the bank.
+    """
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    training, momenta = encoder.training, [norm.momentum for norm in norms]
+    encoder.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+        norm.train()
+    try:
+        for image, _, _ in batches:
+            if norms and len(image) > 1:
+                encoder(transform(image.to(device)))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        encoder.train(training)
+
+
+def pixels(batches: Iterable[Batch]) -> Features:
+    """The images themselves as features, values in [0, 1]: the line that every representation has to be above."""
+    return extract(nn.Flatten(), lambda image: image.float() / 255, batches)

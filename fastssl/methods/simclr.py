@@ -1,0 +1,67 @@
+"""SimCLR: Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations",
+ICML 2020 (arXiv 2002.05709), in the words of its Algorithm 1."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastssl.augment import SimCLRTransform
+from fastssl.data.base import Batch
+from fastssl.losses import NTXentLoss
+from fastssl.methods.base import SelfSupervised
+from fastssl.models.heads import ProjectionHead
+
+
+class SimCLR(SelfSupervised):
+    """Two views of each image attract, all other images of the batch repel.
+
+    Args:
+        temperature: tau of NT-Xent.
+        hidden_dim: width of the projection head; 0 takes that of the representation, as the paper does.
+        out_dim: width of the projection z.
+        head_layers: linear layers of the projection head.
+        min_scale: smallest area of a crop as a share of the image.
+        strength: of the colour distortion, 1 in the paper, 0.5 on small images.
+        blur: probability of a Gaussian blur, 0.5 in the paper, 0 on small images.
+        **kwargs: of :class:`fastssl.methods.base.SelfSupervised`.
+
+    Raises:
+        ValueError: if a number is out of range or the backbone is unknown.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        hidden_dim: int = 0,
+        out_dim: int = 128,
+        head_layers: int = 2,
+        min_scale: float = 0.08,
+        strength: float = 1.0,
+        blur: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters()
+        self.projection = ProjectionHead(self.num_features, hidden_dim or self.num_features, out_dim, head_layers)
+        self.transform = SimCLRTransform(self.eval_transform.size, min_scale, strength, blur=blur)
+        # With more than one process the negatives come from all of them; with one this changes nothing.
+        self.criterion = NTXentLoss(temperature, gather_distributed=torch.distributed.is_available())
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One step of Algorithm 1 on N images."""
+        # for all k in {1, ..., N}: draw two augmentation functions, x~_{2k-1} = t(x_k), x~_{2k} = t'(x_k)
+        seed: int = self.hparams["seed"]
+        x0, x1 = self.transform(batch.image, seed=seed, epoch=self.current_epoch, index=batch.index)
+        h = self(torch.cat([x0, x1]))  # representation f [2N, num_features]
+        z0, z1 = self.projection(h).chunk(2)  # projection g [N, out_dim] each
+        loss = self.criterion(z0, z1)  # mean of l(2k-1, 2k) + l(2k, 2k-1) over the batch
+
+        # InfoNCE bounds the mutual information of two views: I >= log(candidates) - loss, in nats.
+        candidates = 2 * len(z0) * self.trainer.world_size - 1
+        self.log("loss", loss.detach(), prog_bar=True)
+        self.log("mi_bound", math.log(candidates) - loss.detach())
+        return loss + self.probe_loss(h, batch.label.repeat(2))

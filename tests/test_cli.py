@@ -1,0 +1,174 @@
+"""The command line as a user types it: help, a tiny run, a stop and its continuation, and every wrong word."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import fastssl
+from fastssl.cli import COMMANDS, fit, main
+
+pytest.importorskip("lightning")
+pytest.importorskip("jsonargparse")
+
+_SCRIPT = Path(sys.executable).with_name("fastssl")
+_PROGRAM = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-c", "from fastssl.cli import main; exit(main())"]
+_TINY = ["--trainer.max_epochs", "1", "--data.per_picture", "2", "--data.batch_size", "16", "--trainer.accelerator=cpu"]
+
+
+def fastssl_command(*arguments, cwd, **options):
+    return subprocess.run([*_PROGRAM, *arguments], cwd=cwd, capture_output=True, text=True, timeout=240, **options)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["-h"], ["fit", "--help"], ["--version"], ["nonsense"]])
+def test_help_needs_neither_torch_nor_an_extra(arguments):
+    blocked = ["torch", "numpy", "lightning", "jsonargparse", "torchvision", "timm"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"  # None there makes their import fail
+        f"from fastssl.cli import main; sys.exit(main({arguments!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == (2 if arguments == ["nonsense"] else 0), done.stderr
+    assert "Traceback" not in done.stderr
+    if arguments in ([], ["-h"], ["--help"]):
+        for command, line in COMMANDS.items():
+            assert f"{command} " in done.stdout and line in done.stdout
+
+
+def test_every_command_has_its_module():
+    import importlib
+
+    for command in COMMANDS:
+        assert callable(importlib.import_module(f"fastssl.cli.{command}").main)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastssl {fastssl.__version__}\n"
+
+
+def test_a_tiny_run_leaves_table_log_checkpoint_and_results(tmp_path, monkeypatch, capsys):
+    done = fastssl_command(
+        "fit", "simclr", *_TINY, "--seed", "1", "--model.size", "32", "--model.lr=0.002", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    for words in ("raw pixels", "untrained encoder", "trained encoder", "images/s", "peak memory", "epoch 1/1"):
+        assert words in done.stdout
+    out = tmp_path / "runs" / "simclr_photos" / "1"
+    results = json.loads((out / "results.json").read_text())
+    assert results["seed"] == 1
+    assert results["epochs"] == 1
+    assert results["images_per_second"] > 0
+    assert results["peak_memory_bytes"] > 1e8
+    for line in ("pixels", "untrained", "untrained_calibrated", "trained"):
+        assert all(0 < results["accuracy"][line][kind] <= 1 for kind in ("knn", "linear"))
+    assert (out / "last.ckpt").stat().st_size > 1e6
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["model"]["lr"] == 0.002
+    assert config["data"]["init_args"]["per_picture"] == 2
+
+    # The configuration that it wrote can be given again, and the run can be continued.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["fit", "simclr", "--config", str(out / "config.yaml"), "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert {name: value for name, value in printed.items() if value is not None} == config["model"]
+    assert main(["fit", "simclr", "--resume", str(out / "last.ckpt"), "--trainer.max_epochs", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "epoch 2/2" in printed and "epoch 1/" not in printed
+    assert json.loads((out / "results.json").read_text())["epochs"] == 2
+    assert (out / "metrics-1.csv").exists()
+
+    # A folder with something in it is not written over.
+    assert main(["fit", "simclr", *_TINY, "--out", str(out)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "--out must be a new or empty folder" in printed
+
+
+def test_two_processes_train_together(tmp_path):
+    arguments = ["--trainer.devices=2", "--trainer.strategy=ddp", "--model.size=32", "--out=run"]
+    done = fastssl_command("fit", "simclr", *_TINY, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained encoder") == 2  # "untrained encoder" and "trained encoder", from one process
+    row = next(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    # 16 images in each of two processes: one positive and 62 negatives.
+    assert float(row["mi_bound"]) + float(row["loss"]) == pytest.approx(math.log(63), abs=1e-4)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent as a POSIX signal")
+def test_ctrl_c_leaves_a_checkpoint(tmp_path):
+    arguments = ["fit", "simclr", *_TINY, "--trainer.max_epochs=500", "--model.size=32", "--out=run"]
+    process = subprocess.Popen(
+        [*_PROGRAM, *arguments, "--trainer.log_every_n_steps=1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "continue with: fastssl fit simclr --resume run/last.ckpt" in errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "run" / "last.ckpt").exists()
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert {"loss", "mi_bound", "images/s", "step"} <= set(rows[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fti"], "fastssl: no command 'fti'; did you mean fit?"),
+        (["--verson"], "fastssl: no option '--verson'; did you mean --version?"),
+        (["fit", "simlcr"], "fastssl fit: no method 'simlcr'; did you mean simclr?"),
+        (["fit", "xyz"], "fastssl fit: no method 'xyz'; choose from simclr"),
+        (["fit", "simclr", "--config", "simclr_foto"], "no configuration and no file 'simclr_foto'; did you mean sim"),
+        (["fit", "simclr", "--resume", "no.ckpt"], "--resume must be a checkpoint, there is no file 'no.ckpt'"),
+        (["fit", "simclr", "--model.bakbone", "x"], "no option '--model.bakbone'; did you mean --model.backbone"),
+        (["fit", "simclr", "--data.batchsize=3"], "no option '--data.batchsize'; did you mean --data.batch_size"),
+        (["fit", "simclr", "--model.backbone", "resnet81"], "got 'resnet81'; near: resnet"),
+        (["fit", "simclr", "--model.lr", "fast"], "\"model.lr\": Expected a <class 'float'>. Got value: fast"),
+        (["fit", "simclr", "--model.temperature", "0"], "temperature must be"),
+        (["fit", "simclr", "--data.per_picture", "0"], "per_picture must be at least 1, got 0"),
+        (["fit", "simclr", "--data.batch_size", "100000"], "batch_size must be at most"),
+        (["fit", "simclr", "--trainer.accelerator", "cup"], "trainer: "),
+    ],
+)
+def test_a_wrong_word_gives_one_clear_line_and_status_2(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_gives_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(fit, "_EXTRA", ("lightning", "no_such_module"))
+    assert main(["fit", "simclr"]) == 1
+    printed = capsys.readouterr().err
+    assert 'fastssl fit needs the training extra: pip install "fastssl[train]"' in printed
+    assert "no_such_module" in printed
+    assert printed.count("\n") == 1
+
+
+def test_help_of_a_method_comes_from_its_docstrings(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "simclr", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "tau of NT-Xent." in text
+    assert "timm name of the encoder." in text
+    assert "default: resnet10t" in text
