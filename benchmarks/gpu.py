@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -216,7 +217,8 @@ def special_values() -> list[dict[str, Any]]:
             with precision(name) as dtype:
                 k = torch.full((300, 128), sign * 10.0, device="cuda", dtype=dtype)
                 q = torch.full((200, 128), 8.0, device="cuda", dtype=dtype)  # all logits are +-10240
-                rules = dict.fromkeys(("row_key", "col_key")) | dict.fromkeys(("row_offset", "col_offset"), 0)
+                rules: dict[str, Any] = dict.fromkeys(("row_key", "col_key"))
+                rules |= dict.fromkeys(("row_offset", "col_offset"), 0)
                 rules |= dict.fromkeys(("normalize", "exclude_self", "exclude_positives"), False)
                 lse, _ = triton.pairwise_logsumexp(q, k, None, scale=1.0, positives="none", **rules)
                 ok = bool((lse - (sign * 10240 + math.log(300))).abs().max() < 0.05)
@@ -264,7 +266,7 @@ def ceilings_section(deadline: Deadline) -> dict[str, Any]:
         with precision(name) as dtype:
             a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
             torch.mm(a, b)
-            out[f"product {name}"] = 2 * size**3 / time_calls(lambda a=a, b=b: torch.mm(a, b))
+            out[f"product {name}"] = 2 * size**3 / time_calls(partial(torch.mm, a, b))
     source = torch.randn(1 << 30, device="cuda")
     target = torch.empty_like(source)
     target.copy_(source)

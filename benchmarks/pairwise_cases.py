@@ -33,7 +33,7 @@ class Case:
     scale: float = 5.0
     logit_scale: float | None = None
     weights: tuple[str, ...] = ("row", "row_positive")
-    row_step: int = 1
+    row_step: int = 1  # of the gradient alone
     device: str = "cpu"
     seed: int = 17
     rules: dict[str, Any] = field(default_factory=dict)
@@ -111,8 +111,8 @@ class Case:
 
     def gradient_terms(self) -> tuple[Tensor, Tensor]:
         """Length of the sums of absolute values of the gradient's terms, [M, 1], and their sum for the scale, []."""
-        q, k, s = self.tensors(torch.float64)
-        s = self.scale * (1.0 if s is None else s)
+        q, k, logit_scale = self.tensors(torch.float64)
+        s = self.scale * (1.0 if logit_scale is None else logit_scale)
         k = q if k is None else k
         norm = q.norm(dim=1, keepdim=True).clamp_min(1e-12) if self.rules["normalize"] else 1.0
         rows, columns = (F.normalize(t, dim=1) if self.rules["normalize"] else t for t in (q, k))
@@ -177,7 +177,7 @@ def verify(case: Case, backend: ModuleType) -> Verdict:
     error, of_eager = ((t[0].double() - truth[0]).norm(dim=1, keepdim=True) / terms for t in (ours, eager))
     gradient = _ratio(error, of_eager, rounding)
     error, of_eager = ((t[1].double() - truth[1]).abs() / scale_terms for t in (ours, eager))
-    return Verdict(*forward, gradient, _ratio(error, of_eager, rounding))
+    return Verdict(forward[0], forward[1], gradient, _ratio(error, of_eager, rounding))
 
 
 def _ratio(error: Tensor, of_eager: Tensor, rounding: float) -> float:

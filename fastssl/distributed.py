@@ -7,7 +7,7 @@ after DDP's averaging equal those of one process on the global batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import _functional_collectives as collectives
 
 # torch 2.15 renamed it
-_all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
+_all_gather: Callable[..., Tensor] = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
 _checked: set[tuple[str, str]] = set()
 
 

@@ -2,7 +2,7 @@
 
 ``report(variant, capability)`` answers what is asked of every kernel before it is timed: how many registers, does it
 spill, does it use the tensor cores. Triton's package carries the assembler and the disassembler. Each family lists the
-variants that it ships in its own module (``pairwise_aot.variants``); this file knows none of them::
+variants that it ships in ``<family>/aot.py``; this file knows none of them::
 
     python -m fastssl.kernels.aot                # every shipped variant for sm_80, sm_90, sm_100
     python -m fastssl.kernels.aot 90 gradient    # one architecture, variants whose name contains "gradient"
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -22,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("pairwise_aot",)
 CAPABILITIES = (80, 90, 100)
 
 
@@ -30,9 +30,10 @@ CAPABILITIES = (80, 90, 100)
 class Variant:
     """One specialisation of a kernel: everything that Triton needs to know to compile it.
 
-    ``kernel`` is "module:function" inside ``fastssl.kernels`` (a name, so that a variant travels between processes).
-    ``signature`` gives the type of every argument that is not a constant ("*bf16", "i32", "fp32"); arguments in
-    neither are compiled as None. Pointers, and the integers in ``divisible``, are multiples of 16, as at run time.
+    ``kernel`` is "family.module:function" inside ``fastssl.kernels``: a name, so that a variant travels between
+    processes. ``signature`` gives the type of every argument that is not a constant ("*bf16", "i32", "fp32");
+    arguments in neither are compiled as None. Pointers, and the integers in ``divisible``, are multiples of 16, as at
+    run time.
     """
 
     name: str
@@ -159,7 +160,8 @@ def reports(jobs: list[tuple[Variant, int]], workers: int | None = None) -> list
 
 def shipped_variants(major: int) -> list[Variant]:
     """The variants of every family for an architecture (8, 9, 10)."""
-    modules = [importlib.import_module(f"{__package__}.{name}") for name in FAMILIES]
+    folders = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg]
+    modules = [importlib.import_module(f"{__package__}.{name}.aot") for name in folders]
     return [variant for module in modules for variant in module.variants(major)]
 
 

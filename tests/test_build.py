@@ -371,7 +371,7 @@ def test_a_wheel_without_the_extension_is_complete_and_explains_itself(checkout,
         archive.extractall(tmp_path / "site")
     sources = {f"fastssl/{path.relative_to(ROOT / 'fastssl')}" for path in (ROOT / "fastssl").rglob("*.py")}
     for folder in ("kernels", "benchmarks"):
-        sources |= {f"fastssl/{folder}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+        sources |= {f"fastssl/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
     configs = {f"fastssl/configs/{path.name}" for path in (ROOT / "fastssl" / "configs").glob("*.yaml")}
     missing = (sources | configs | {"fastssl/py.typed", "fastssl/_build_info.json"}) - names
     assert not missing

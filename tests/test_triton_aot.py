@@ -27,13 +27,28 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_shipped_tiles_use_tensor_cores_and_do_not_spill(capability, tmp_path):
-    program = tmp_path / "report.py"
+def reported(capability, folder):
+    """The lines about every variant that is compiled for an architecture."""
+    program = folder / "report.py"
     program.write_text(PROGRAM)
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder / "cache")}
     command = [sys.executable, str(program), str(capability)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
     assert f"sm_{capability}" in result.stdout
-    assert "FAILED" not in result.stdout, result.stdout
+    return result.stdout
+
+
+@pytest.mark.parametrize("capability", [80, 100])
+def test_shipped_tiles_use_tensor_cores_and_do_not_spill(capability, tmp_path):
+    lines = reported(capability, tmp_path)
+    assert "FAILED" not in lines, lines
+
+
+def test_on_hopper_every_use_of_the_kernels_compiles_too(tmp_path):
+    lines = reported(90, tmp_path)
+    assert "FAILED" not in lines, lines
+    for kernel in ("logsum", "gradient", "pair_weights"):
+        of_kernel = [line for line in lines.splitlines() if line.startswith(f"{kernel} ")]
+        for positives in ("none", "diagonal", "pair", "key"):
+            assert any(f" {positives} " in line for line in of_kernel), f"{kernel}: no variant with {positives}"

@@ -15,7 +15,8 @@ import torch
 assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/test_triton_interpreter.py"
 
 from fastssl.benchmarks.pairwise_cases import Case, inside_nan, verify  # noqa: E402
-from fastssl.kernels import config  # noqa: E402
+from fastssl.kernels.pairwise.config import TILES  # noqa: E402
+from fastssl.kernels.tiles import Tile  # noqa: E402
 from fastssl.ops.pairwise import reference, triton  # noqa: E402
 
 pytestmark = [
@@ -25,11 +26,11 @@ pytestmark = [
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Small tiles, so that small problems have many of them, of unequal sides where the kernel allows it.
-TILES = {
-    "logsum": config.Tile(32, 16, 32, 4, 2),
-    "symmetric": config.Tile(16, 16, 32, 4, 2),
-    "gradient": config.Tile(16, 32, 0, 4, 2),
-    "pair_weights": config.Tile(32, 16, 32, 4, 2),
+SMALL_TILES = {
+    "logsum": Tile(32, 16, 32, 4, 2),
+    "symmetric": Tile(16, 16, 32, 4, 2),
+    "gradient": Tile(16, 32, 0, 4, 2),
+    "pair_weights": Tile(32, 16, 32, 4, 2),
 }
 
 
@@ -42,7 +43,7 @@ def small_tiles_and_poisoned_memory(monkeypatch):
         return out.fill_(float("nan")) if out.is_floating_point() else out
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    with config.override(**TILES):
+    with TILES.override(**SMALL_TILES):
         yield
 
 
@@ -72,7 +73,7 @@ def test_nt_xent_in_chunks_of_row_blocks(monkeypatch):
 
 
 def test_full_rows_where_an_architecture_has_no_symmetric_form():
-    with config.override(symmetric=None):
+    with TILES.override(symmetric=None):
         assert_accurate(Case(rules=NT_XENT))
 
 

@@ -66,13 +66,22 @@ def choose(operation: str, device_type: str, dtype: torch.dtype, forced: str) ->
     raise RuntimeError(f"{operation}: no backend serves {dtype} tensors on {device_type}")
 
 
-def define(schema: str, *, family: str, fake: Callable[..., Any], only_for_gradient: tuple[str, ...] = ()) -> None:
-    """Register an operation: schema, shapes (fake) and dispatch to the backends.
+def define(
+    schema: str,
+    *,
+    family: str,
+    check: Callable[..., None],
+    fake: Callable[..., Any],
+    only_for_gradient: tuple[str, ...] = (),
+) -> None:
+    """Register an operation: schema, validation, shapes (fake) and dispatch to the backends.
 
     Args:
         schema: as ``torch.library`` takes it; the first argument is a tensor, the last is ``str backend``.
         family: package that holds a module per backend.
-        fake: output shapes and dtypes from the inputs', called with the schema's arguments.
+        check: raises for tensors that do not fit together, before a kernel could read past their ends. Called with
+            the schema's arguments by name, except those below.
+        fake: output shapes and dtypes from the inputs', called like ``check`` and after it.
         only_for_gradient: keyword arguments that the gradient formula reads and the backends do not.
     """
     name = schema.split("(", 1)[0]
@@ -80,18 +89,28 @@ def define(schema: str, *, family: str, fake: Callable[..., Any], only_for_gradi
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     names = [a.name for a in getattr(torch.ops.fastssl, name).default._schema.arguments if not a.kwarg_only]
 
-    def dispatch(*args: Any, backend: str, **kwargs: Any) -> Any:
+    def checked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that the backends take, by name."""
+        arguments = {**dict(zip(names, args, strict=True)), **kwargs}
         for argument in only_for_gradient:
-            del kwargs[argument]
+            del arguments[argument]
+        check(**arguments)
+        return arguments
+
+    def dispatch(*args: Any, backend: str, **kwargs: Any) -> Any:
+        arguments = checked(args, kwargs)
         module = choose(name, args[0].device.type, args[0].dtype, backend)
-        return getattr(module, name)(**dict(zip(names, args, strict=False)), **kwargs)
+        return getattr(module, name)(**arguments)
+
+    def shapes(*args: Any, backend: str, **kwargs: Any) -> Any:
+        return fake(**checked(args, kwargs))
 
     def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(f"fastssl::{name} does not support torch.vmap; call it once per batch element")
 
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, dispatch, key)
-    torch.library.register_fake(f"fastssl::{name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"fastssl::{name}", shapes, lib=LIBRARY)
     torch.library.register_vmap(f"fastssl::{name}", vmap, lib=LIBRARY)
 
 

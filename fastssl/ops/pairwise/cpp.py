@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import _extension
+from ..layout import contiguous, unit_stride
 
 # The numbers of the enums in csrc/cpu/pairwise.h.
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -44,8 +45,8 @@ def pairwise_logsumexp(
     """Log-sum [M] and sum of the positive logits [M] of every row, as ``reference.pairwise_logsumexp`` defines them."""
     row_lse = torch.empty(q.shape[0], dtype=_accumulator(q))
     positive = torch.empty_like(row_lse)
-    q, k = _dense_rows(q), None if k is None else _dense_rows(k)
-    row_key, col_key = _dense(row_key), _dense(col_key)
+    q, k = unit_stride(q), None if k is None else unit_stride(k)
+    row_key, col_key = contiguous(row_key), contiguous(col_key)
     problem = _problem(q, k, logit_scale, row_key, col_key, row_offset, col_offset, row_step=1, **rules)
     _kernels().pairwise_logsumexp(
         problem,
@@ -77,20 +78,20 @@ def pairwise_logsumexp_grad(
     """Gradient for the rows [M, D] and the derivative with respect to the full scale []."""
     dq = torch.empty(q.shape, dtype=q.dtype)
     d_scale = torch.empty((), dtype=_accumulator(q))
-    q, k = _dense_rows(q), None if k is None else _dense_rows(k)
-    row_key, col_key = _dense(row_key), _dense(col_key)
-    row_lse, row_weight, row_positive_weight = _dense(row_lse), _dense(row_weight), _dense(row_positive_weight)
-    col_lse, col_weight, col_positive_weight = _dense(col_lse), _dense(col_weight), _dense(col_positive_weight)
+    q, k = unit_stride(q), None if k is None else unit_stride(k)
+    row_key, col_key = contiguous(row_key), contiguous(col_key)
+    of_rows = [contiguous(vector) for vector in (row_lse, row_weight, row_positive_weight)]
+    of_columns = [contiguous(vector) for vector in (col_lse, col_weight, col_positive_weight)]
     problem = _problem(q, k, logit_scale, row_key, col_key, row_offset, col_offset, row_step, **rules)
     _kernels().pairwise_logsumexp_grad(
         problem,
         allow_bfloat16_product=_allow_bfloat16_product(),
-        row_lse=_address(row_lse),
-        row_weight=_address(row_weight),
-        row_positive_weight=_address(row_positive_weight),
-        col_lse=_address(col_lse),
-        col_weight=_address(col_weight),
-        col_positive_weight=_address(col_positive_weight),
+        row_lse=_address(of_rows[0]),
+        row_weight=_address(of_rows[1]),
+        row_positive_weight=_address(of_rows[2]),
+        col_lse=_address(of_columns[0]),
+        col_weight=_address(of_columns[1]),
+        col_positive_weight=_address(of_columns[2]),
         dq=dq.data_ptr(),
         dscale=d_scale.data_ptr(),
     )
@@ -151,15 +152,6 @@ def _accumulator(q: Tensor) -> torch.dtype:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _dense(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.contiguous()
-
-
-def _dense_rows(matrix: Tensor) -> Tensor:
-    """Rows may lie anywhere, but the elements of a row lie side by side."""
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
 def _allow_bfloat16_product() -> bool:

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from ... import distributed
+from .. import checks
 from ..registry import define, define_gradient, forbid_gradient
 
+POSITIVES = ("none", "diagonal", "pair", "key")
 _RULES = (
     "float scale, bool normalize, str positives, bool exclude_self, bool exclude_positives, "
     "SymInt row_offset, SymInt col_offset"
@@ -30,12 +32,58 @@ def _accumulator(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def _fake(q: Tensor, *args: Any, **rules: Any) -> tuple[Tensor, Tensor]:
+def _check(
+    q: Tensor, k: Tensor | None, row_key: Tensor | None, col_key: Tensor | None, positives: str, **rules: Any
+) -> None:
+    columns = q if k is None else k
+    checks.check_tensor("pairwise_logsumexp", "q", q, ndim=2, layout="[M, D]")
+    if k is not None:
+        checks.check_tensor("pairwise_logsumexp", "k", k, ndim=2, layout="[N, D]")
+        for attribute in ("dtype", "device"):
+            checks.check_same("pairwise_logsumexp", attribute, ("q", q), ("k", k))
+        if q.shape[1] != k.shape[1]:
+            raise ValueError(
+                f"pairwise_logsumexp: q and k must have the same D, got shapes {tuple(q.shape)} and {tuple(k.shape)}"
+            )
+    checks.check_choice("pairwise_logsumexp", "positives", positives, POSITIVES)
+    if positives == "key":
+        checks.check_keys("pairwise_logsumexp", "row_key", row_key, length=q.shape[0], device=q.device)
+        checks.check_keys("pairwise_logsumexp", "col_key", col_key, length=columns.shape[0], device=q.device)
+
+
+def _check_grad(
+    q: Tensor,
+    k: Tensor | None,
+    row_lse: Tensor | None,
+    row_weight: Tensor | None,
+    row_positive_weight: Tensor | None,
+    col_lse: Tensor | None,
+    col_weight: Tensor | None,
+    col_positive_weight: Tensor | None,
+    **rules: Any,
+) -> None:
+    _check(q, k, **rules)
+    m, n = q.shape[0], (q if k is None else k).shape[0]
+    for vectors, length in (
+        ({"row_lse": row_lse, "row_weight": row_weight, "row_positive_weight": row_positive_weight}, m),
+        ({"col_lse": col_lse, "col_weight": col_weight, "col_positive_weight": col_positive_weight}, n),
+    ):
+        for name, vector in vectors.items():
+            if vector is None:
+                continue
+            if vector.shape != (length,) or vector.dtype != _accumulator(q) or vector.device != q.device:
+                raise ValueError(
+                    f"pairwise_logsumexp_grad: {name} must be {_accumulator(q)} of shape ({length},) on {q.device}, "
+                    f"got {vector.dtype} of shape {tuple(vector.shape)} on {vector.device}"
+                )
+
+
+def _fake(q: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
     row_lse = q.new_empty(q.shape[0], dtype=_accumulator(q))
     return row_lse, torch.empty_like(row_lse)
 
 
-def _fake_grad(q: Tensor, *args: Any, **rules: Any) -> tuple[Tensor, Tensor]:
+def _fake_grad(q: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((), dtype=_accumulator(q))
 
 
@@ -46,6 +94,7 @@ define(
     f"pairwise_logsumexp(Tensor q, Tensor? k, Tensor? logit_scale, Tensor? row_key, Tensor? col_key, *, {_RULES}, "
     "str shared_by, int first_row, int row_stride, str backend) -> (Tensor, Tensor)",
     family=__package__,
+    check=_check,
     fake=_fake,
     only_for_gradient=("shared_by", "first_row", "row_stride"),
 )
@@ -55,6 +104,7 @@ define(
     "Tensor? col_lse, Tensor? col_weight, Tensor? col_positive_weight, Tensor? row_key, Tensor? col_key, *, "
     f"{_RULES}, SymInt row_step, str backend) -> (Tensor, Tensor)",
     family=__package__,
+    check=_check_grad,
     fake=_fake_grad,
 )
 forbid_gradient("pairwise_logsumexp_grad")

@@ -1,26 +1,32 @@
-"""Pairwise log-sum-exp on CUDA devices: launches the kernels of ``kernels/pairwise.py``.
+"""Pairwise log-sum-exp on CUDA devices: launches the kernels in ``kernels/pairwise``.
 
 Nothing here waits for the device or reads a tensor's value. Memory beyond inputs and outputs: the rounded rows and
 columns, partial row sums, and at most ``CHUNK_ELEMENTS`` of G where the dimension is too wide for one kernel.
-Under Triton's interpreter (``TRITON_INTERPRET=1``) CPU tensors are served: so the kernels are tested without a GPU.
 """
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from fastssl.kernels import config
-from fastssl.kernels import pairwise as kernels
+from fastssl.kernels.pairwise.common import prepare_kernel
+from fastssl.kernels.pairwise.gradient import (
+    finalize_kernel,
+    gradient_kernel,
+    pair_weights_kernel,
+    terms_kernel,
+    weight_scale_kernel,
+)
+from fastssl.kernels.pairwise.logsum import combine_kernel, logsum_kernel
+from fastssl.kernels.tiles import Tile
 
-INTERPRETED = not isinstance(kernels.logsum_kernel, triton.JITFunction)
-SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from ..triton_launch import INTERPRETED, OPTIONS, multiprocessors, on_device_of, unsupported_reason
+from .triton_problem import Problem, Weights
+
+__all__ = ["pairwise_logsumexp", "pairwise_logsumexp_grad", "unsupported_reason"]
 
 # Largest G that is written at once (rows x columns). 2^27 elements: 256 MB in 16 bits, 512 MB in float32.
 CHUNK_ELEMENTS = 1 << 27
@@ -28,32 +34,6 @@ CHUNK_ELEMENTS = 1 << 27
 COLUMN_SUM_SLOTS = 256
 # Columns are split over programs until there are this many: a few rounds, so that the last one does not weigh much.
 PROGRAMS_PER_MULTIPROCESSOR = 8
-# Above it exp2(-2 s) leaves the range of normal float32 numbers, and the shift has to follow the data.
-FIXED_SHIFT_LIMIT = 40.0
-
-_POSITIVES = {"none": 0, "diagonal": 1, "pair": 2, "key": 3}
-# Triton 3.10 changes the default; the kernels are written for fused multiply-add.
-_OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
-
-
-def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why these kernels cannot serve such tensors here; None if they can."""
-    if dtype not in SUPPORTED_DTYPES:
-        return f"the Triton kernels take float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
-    if device_type == "cuda":
-        if INTERPRETED:
-            return None
-        if not torch.cuda.is_available():
-            return "PyTorch sees no CUDA device"
-        if torch.version.hip is not None:
-            return "the Triton kernels are written for NVIDIA GPUs"
-        major, minor = torch.cuda.get_device_capability()
-        if major < 8:
-            return f"the Triton kernels need compute capability 8.0 or newer, this GPU has {major}.{minor}"
-        return None
-    if device_type == "cpu":
-        return None if INTERPRETED else "Triton serves CPU tensors only under its interpreter (TRITON_INTERPRET=1)"
-    return f"the Triton kernels do not serve {device_type} tensors"
 
 
 # ----------------------------------------------------------------------------------------------- the two functions
@@ -73,13 +53,13 @@ def pairwise_logsumexp(
     exclude_positives: bool,
     row_offset: int,
     col_offset: int,
-    row_step: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum [M] and sum of the positive logits [M] of every row, float32."""
-    with _on_device_of(q):
-        problem = _Problem.of(
-            q, k, logit_scale, scale, normalize, positives, row_key, col_key, exclude_self, exclude_positives,
-            row_offset, col_offset, row_step,
+    with on_device_of(q):
+        problem = Problem.of(
+            q, k, logit_scale, scale=scale, normalize=normalize, positives=positives,
+            row_key=row_key, col_key=col_key, exclude_self=exclude_self, exclude_positives=exclude_positives,
+            row_offset=row_offset, col_offset=col_offset, row_step=1,
         )  # fmt: skip
         return _logsum(problem)
 
@@ -104,165 +84,32 @@ def pairwise_logsumexp_grad(
     exclude_positives: bool,
     row_offset: int,
     col_offset: int,
-    row_step: int = 1,
+    row_step: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradient for the rows [M, D] in their dtype, and the derivative with respect to the full scale [], float32."""
-    with _on_device_of(q):
-        problem = _Problem.of(
-            q, k, logit_scale, scale, normalize, positives, row_key, col_key, exclude_self, exclude_positives,
-            row_offset, col_offset, row_step,
+    with on_device_of(q):
+        problem = Problem.of(
+            q, k, logit_scale, scale=scale, normalize=normalize, positives=positives,
+            row_key=row_key, col_key=col_key, exclude_self=exclude_self, exclude_positives=exclude_positives,
+            row_offset=row_offset, col_offset=col_offset, row_step=row_step,
         )  # fmt: skip
-        rows = _Weights(row_lse, row_weight, row_positive_weight)
-        columns = _Weights(col_lse, col_weight, col_positive_weight)
+        rows = Weights.of(row_lse, row_weight, row_positive_weight)
+        columns = Weights.of(col_lse, col_weight, col_positive_weight)
         if k is None and columns.empty:
             columns = rows
         return _gradient(problem, rows, columns)
 
 
-# ------------------------------------------------------------------------------------------------ a call's constants
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """The arguments of a call in the form in which the kernels take them."""
-
-    q: Tensor
-    k: Tensor | None
-    logit_scale: Tensor | None
-    scale: float
-    normalize: bool
-    positives: str
-    row_key: Tensor | None
-    col_key: Tensor | None
-    exclude_self: bool
-    exclude_positives: bool
-    # Global indices without the even part of col_offset: I = row_base + row_step i, J = col_shift + j.
-    row_base: int
-    row_step: int
-    col_shift: int
-    precision: str  # of tl.dot; ignored for 16-bit operands
-    major: int  # compute capability
-
-    @staticmethod
-    def of(
-        q: Tensor,
-        k: Tensor | None,
-        logit_scale: Tensor | None,
-        scale: float,
-        normalize: bool,
-        positives: str,
-        row_key: Tensor | None,
-        col_key: Tensor | None,
-        exclude_self: bool,
-        exclude_positives: bool,
-        row_offset: int,
-        col_offset: int,
-        row_step: int,
-    ) -> _Problem:
-        even = col_offset - (col_offset & 1)
-        return _Problem(
-            q=_unit_stride(q),
-            k=None if k is None else _unit_stride(k),
-            logit_scale=logit_scale,
-            scale=float(scale),
-            normalize=normalize,
-            positives=positives,
-            row_key=row_key,
-            col_key=col_key,
-            exclude_self=exclude_self,
-            exclude_positives=exclude_positives,
-            row_base=row_offset - even,
-            row_step=row_step,
-            col_shift=col_offset & 1,
-            precision=_precision(q.dtype),
-            major=_capability(q.device)[0],
-        )
-
-    @property
-    def n_rows(self) -> int:
-        return self.q.shape[0]
-
-    @property
-    def n_columns(self) -> int:
-        return (self.q if self.k is None else self.k).shape[0]
-
-    @property
-    def kind(self) -> str:
-        return "16bit" if self.q.dtype != torch.float32 else self.precision
-
-    @property
-    def dimension(self) -> int:
-        """Columns of the padded buffers: a power of two up to 256, then a multiple of 64."""
-        d = self.q.shape[1]
-        return max(32, triton.next_power_of_2(d)) if d <= 256 else -(-d // 64) * 64
-
-    @property
-    def online(self) -> bool:
-        fixed = self.normalize and self.logit_scale is None and 0.0 <= self.scale <= FIXED_SHIFT_LIMIT
-        return not fixed
-
-    @property
-    def round_bits(self) -> int:
-        """Mantissa bits of float32 that the prologue rounds away (see `_round_to` in the kernels)."""
-        if INTERPRETED and self.q.dtype == torch.bfloat16:  # the interpreter's own conversion truncates
-            return 16
-        return 13 if self.kind == "tf32" else 0
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether a tile's column sums are row sums too: same rows, same global indices, pairs inside a block."""
-        return (
-            self.k is None
-            and not self.online
-            and self.row_step == 1
-            and self.row_base == self.col_shift
-            and (self.positives in ("none", "diagonal") or (self.positives == "pair" and self.col_shift == 0))
-        )
-
-    def masks(self) -> dict[str, Any]:
-        return {
-            "POSITIVES": _POSITIVES[self.positives],
-            "EXCLUDE_SELF": self.exclude_self,
-            "EXCLUDE_POSITIVES": self.exclude_positives and self.positives != "none",
-        }
-
-    def arithmetic(self) -> dict[str, Any]:
-        return {
-            "HAS_LOGIT_SCALE": self.logit_scale is not None,
-            "PRECISION": self.precision,
-            "UPCAST": INTERPRETED and self.q.dtype != torch.float32,
-        }
-
-    def tile(self, kernel: str) -> config.Tile | None:
-        return config.tile_for(kernel, self.kind, self.dimension, self.major)
-
-    def prepared(self, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, columns and the rows' inverse norms, padded to a multiple of the tile."""
-        rows, inverse = _prepare(self, self.q, multiple)
-        return rows, rows if self.k is None else _prepare(self, self.k, multiple)[0], inverse
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """The gradient's inputs for one side: of the log-sum (with the log-sum itself), and of the positive logit."""
-
-    lse: Tensor | None
-    weight: Tensor | None
-    positive: Tensor | None
-
-    @property
-    def has_logsum(self) -> bool:
-        return self.lse is not None and self.weight is not None
-
-    @property
-    def empty(self) -> bool:
-        return self.lse is None and self.weight is None and self.positive is None
-
-
 # ------------------------------------------------------------------------------------------------------------ steps
 
 
-def _prepare(problem: _Problem, x: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+def _prepared(problem: Problem, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and the rows' inverse norms, padded to a multiple of the tile."""
+    rows, inverse = _prepare(problem, problem.q, multiple)
+    return rows, rows if problem.k is None else _prepare(problem, problem.k, multiple)[0], inverse
+
+
+def _prepare(problem: Problem, x: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
     """Normalised, rounded, padded rows [M_pad, D_pad] and inverse norms [M_pad]."""
     rows, columns = x.shape
     d = problem.dimension
@@ -271,22 +118,22 @@ def _prepare(problem: _Problem, x: Tensor, multiple: int) -> tuple[Tensor, Tenso
     inverse = torch.empty(padded, dtype=torch.float32, device=x.device)
     block_d = min(triton.next_power_of_2(d), 1024)
     block_m = min(multiple, max(1, 2048 // block_d))  # both powers of two, so programs tile the padded rows
-    kernels.prepare_kernel[(padded // block_m,)](
+    prepare_kernel[(padded // block_m,)](
         x, out, inverse, rows, columns, x.stride(0),
         D=d, BLOCK_M=block_m, BLOCK_D=block_d, NORMALIZE=problem.normalize,
         ROUND=problem.round_bits, UPCAST=INTERPRETED and x.dtype != torch.float32,
-        num_warps=4, **_OPTIONS,
+        num_warps=4, **OPTIONS,
     )  # fmt: skip
     return out, inverse
 
 
-def _logsum(problem: _Problem) -> tuple[Tensor, Tensor]:
+def _logsum(problem: Problem) -> tuple[Tensor, Tensor]:
     tile = problem.tile("symmetric") if problem.symmetric else None
     symmetric = tile is not None
     tile = tile or problem.tile("logsum")
     assert tile is not None, "the log-sum kernel serves every kind and dimension"
     m, n, device = problem.n_rows, problem.n_columns, problem.q.device
-    rows, columns, _ = problem.prepared(max(tile.block_m, tile.block_n))
+    rows, columns, _ = _prepared(problem, max(tile.block_m, tile.block_n))
     m_pad = rows.shape[0]
     blocks, tiles = -(-m // tile.block_m), -(-n // tile.block_n)
 
@@ -309,7 +156,7 @@ def _logsum(problem: _Problem) -> tuple[Tensor, Tensor]:
     block = min(64, tile.block_m)
     for first_block in range(0, blocks, chunk):
         here = min(chunk, blocks - first_block)
-        kernels.logsum_kernel[(here, splits)](
+        logsum_kernel[(here, splits)](
             rows, columns, problem.row_key, problem.col_key, problem.logit_scale,
             part_sum, part_max, part_positive, column_sum,
             m, n, m_pad, problem.row_base, problem.row_step, problem.col_shift, problem.scale, first_block, per_split,
@@ -317,24 +164,24 @@ def _logsum(problem: _Problem) -> tuple[Tensor, Tensor]:
             D=problem.dimension, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
             BLOCK_D=tile.block_d or problem.dimension, STAGES=tile.stages,
             SYMMETRIC=symmetric, ONLINE=problem.online, **masks, **arithmetic,
-            num_warps=tile.warps, num_stages=tile.stages, **_OPTIONS,
+            num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
         )  # fmt: skip
-        kernels.combine_kernel[(m_pad // block,)](
+        combine_kernel[(m_pad // block,)](
             part_sum, part_max, part_positive, column_sum, running, problem.logit_scale, lse, positive,
             m, m_pad, splits, first_block, here, problem.scale,
             BLOCK=block, SLOTS=32, BLOCK_M=tile.block_m, POSITIVES=masks["POSITIVES"],
             SYMMETRIC=symmetric, ONLINE=problem.online, HAS_LOGIT_SCALE=arithmetic["HAS_LOGIT_SCALE"],
-            FIRST=first_block == 0, LAST=first_block + here == blocks, num_warps=4, **_OPTIONS,
+            FIRST=first_block == 0, LAST=first_block + here == blocks, num_warps=4, **OPTIONS,
         )  # fmt: skip
     return lse, positive
 
 
-def _gradient(problem: _Problem, of_rows: _Weights, of_columns: _Weights) -> tuple[Tensor, Tensor]:
+def _gradient(problem: Problem, of_rows: Weights, of_columns: Weights) -> tuple[Tensor, Tensor]:
     q = problem.q
     fused = problem.tile("gradient")
     tile = fused or problem.tile("pair_weights")
     assert tile is not None, "the pair-weights kernel serves every kind and dimension"
-    rows, columns, inverse = problem.prepared(max(tile.block_m, tile.block_n))
+    rows, columns, inverse = _prepared(problem, max(tile.block_m, tile.block_n))
     m_pad, n_pad, d = rows.shape[0], columns.shape[0], problem.dimension
 
     weight_scale = _weight_scale(of_rows, of_columns) if q.dtype == torch.float16 else None
@@ -357,7 +204,7 @@ def _gradient(problem: _Problem, of_rows: _Weights, of_columns: _Weights) -> tup
         "ROUND": problem.round_bits,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
-        **_OPTIONS,
+        **OPTIONS,
     }
     pointers = rows, columns, problem.row_key, problem.col_key, problem.logit_scale, row_terms, col_terms
     sizes = (
@@ -370,14 +217,14 @@ def _gradient(problem: _Problem, of_rows: _Weights, of_columns: _Weights) -> tup
         per_split = _tiles_per_split(q.device, blocks, tiles, least=4)  # a partial result here is a block of rows
         splits = -(-tiles // per_split)
         partial = torch.empty(splits, m_pad, d, dtype=torch.float32, device=q.device)
-        kernels.gradient_kernel[(blocks, splits)](*pointers, partial, *sizes, 0, per_split, **constants)
+        gradient_kernel[(blocks, splits)](*pointers, partial, *sizes, 0, per_split, **constants)
     else:
         partial = _gradient_in_chunks(problem, tile, pointers, sizes, constants, blocks)
     return _finalize(problem, partial, inverse, weight_scale)
 
 
 def _gradient_in_chunks(
-    problem: _Problem, tile: config.Tile, pointers: tuple, sizes: tuple, constants: dict[str, Any], blocks: int
+    problem: Problem, tile: Tile, pointers: tuple, sizes: tuple, constants: dict[str, Any], blocks: int
 ) -> Tensor:
     """G of a chunk of rows, then the library's product with the columns: [1, M_pad, D].
 
@@ -391,7 +238,7 @@ def _gradient_in_chunks(
     out = torch.empty(1, m_pad, d, dtype=torch.float32, device=rows.device)
     for first_block in range(0, blocks, chunk):
         here = min(chunk, blocks - first_block)
-        kernels.pair_weights_kernel[(here * (n_pad // tile.block_n),)](
+        pair_weights_kernel[(here * (n_pad // tile.block_n),)](
             *pointers, weights, *sizes, first_block, here, d,
             BLOCK_D=tile.block_d or d, GROUP=8, **constants,
         )  # fmt: skip
@@ -406,9 +253,7 @@ def _gradient_in_chunks(
     return out
 
 
-def _finalize(
-    problem: _Problem, partial: Tensor, inverse: Tensor, weight_scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _finalize(problem: Problem, partial: Tensor, inverse: Tensor, weight_scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sum of the splits through the normalisation: dq [M, D] and the derivative with respect to the scale []."""
     q = problem.q
     m, columns = q.shape
@@ -417,34 +262,34 @@ def _finalize(
     radial = torch.empty(m, dtype=torch.float32, device=q.device)
     block_d = min(triton.next_power_of_2(d), 1024)
     block_m = max(1, 2048 // block_d)
-    kernels.finalize_kernel[(-(-m // block_m),)](
+    finalize_kernel[(-(-m // block_m),)](
         partial, q, inverse, problem.logit_scale, weight_scale, dq, radial,
         m, m_pad, columns, q.stride(0), splits, problem.scale,
         D=d, BLOCK_M=block_m, BLOCK_D=block_d, NORMALIZE=problem.normalize,
         HAS_LOGIT_SCALE=problem.logit_scale is not None, HAS_WEIGHT_SCALE=weight_scale is not None,
-        num_warps=4, **_OPTIONS,
+        num_warps=4, **OPTIONS,
     )  # fmt: skip
     return dq, radial.sum()
 
 
-def _terms(problem: _Problem, weights: _Weights, weight_scale: Tensor | None, padded: int) -> Tensor | None:
+def _terms(problem: Problem, weights: Weights, weight_scale: Tensor | None, padded: int) -> Tensor | None:
     """[3, padded]: what G needs of each row (column); None if nothing."""
     if weights.empty:
         return None
     vectors = [v for v in (weights.lse, weights.weight, weights.positive) if v is not None]
     out = torch.empty(3, padded, dtype=torch.float32, device=vectors[0].device)
     block = min(1024, padded & -padded)  # the largest power of two that divides the padded length
-    kernels.terms_kernel[(padded // block,)](
+    terms_kernel[(padded // block,)](
         weights.lse, weights.weight, weights.positive, problem.logit_scale, weight_scale, out,
         vectors[0].shape[0], padded, problem.scale,
         BLOCK=block, ONLINE=problem.online, HAS_LOGSUM=weights.has_logsum, HAS_POSITIVE=weights.positive is not None,
         HAS_LOGIT_SCALE=problem.logit_scale is not None, HAS_WEIGHT_SCALE=weight_scale is not None,
-        num_warps=4, **_OPTIONS,
+        num_warps=4, **OPTIONS,
     )  # fmt: skip
     return out
 
 
-def _weight_scale(of_rows: _Weights, of_columns: _Weights) -> Tensor:
+def _weight_scale(of_rows: Weights, of_columns: Weights) -> Tensor:
     """The power of two [] that keeps a float16 G in range."""
     vectors = [of_rows.weight, of_rows.positive]
     if of_columns is not of_rows:
@@ -453,7 +298,7 @@ def _weight_scale(of_rows: _Weights, of_columns: _Weights) -> Tensor:
     filled = present + present[:1] * (4 - len(present))
     lengths = [v.shape[0] for v in present] + [0] * (4 - len(present))
     out = torch.empty((), dtype=torch.float32, device=filled[0].device)
-    kernels.weight_scale_kernel[(1,)](*filled, out, *lengths, BLOCK=1024, num_warps=4, **_OPTIONS)
+    weight_scale_kernel[(1,)](*filled, out, *lengths, BLOCK=1024, num_warps=4, **OPTIONS)
     return out
 
 
@@ -465,36 +310,9 @@ def _tiles_per_split(device: torch.device, row_blocks: int, column_tiles: int, l
 
     A split costs memory and a partial result, so a program takes at least ``least`` tiles.
     """
-    splits = min(-(-PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(device) // row_blocks), column_tiles // least)
+    splits = min(-(-PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device) // row_blocks), column_tiles // least)
     return -(-column_tiles // max(1, splits))
 
 
 def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
-def _precision(dtype: torch.dtype) -> str:
-    if dtype != torch.float32:
-        return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device; tensors may live on another."""
-    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(x.device)
