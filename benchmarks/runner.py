@@ -106,6 +106,8 @@ def run_case(
         A row per provider that makes sense in this dtype, and the share of the machine that other processes took while
         times were taken (None: unknown).
     """
+    # torch.compile gives up on a function after a few recompilations and then runs it eagerly: an unfair baseline.
+    torch.compiler.reset()
     names = [name for name in names if case.dtype in (family.providers[name].dtypes or (case.dtype,))]
     sets = [family.inputs(case, options.seed + number) for number in range(INPUT_SETS)]
     progress(f"{case.title}: float64 truth")
