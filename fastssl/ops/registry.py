@@ -11,7 +11,7 @@ that says why this backend cannot serve such tensors here, or None when it can.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -115,16 +115,51 @@ def define(
 
 
 def define_gradient(name: str, *, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """Register an operation's gradient formula."""
-    torch.library.register_autograd(f"fastssl::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    """Register an operation's gradient formula.
+
+    What ``torch.library.register_autograd`` does, less its walk over the schema at every call, which takes time with
+    the square of the number of arguments.
+
+    Args:
+        name: of the operation.
+        setup_context: (ctx, tensors, keyword arguments, outputs), saves what the formula needs.
+        backward: (ctx, *gradients of the outputs) -> a gradient or None for each positional argument.
+    """
+    operator = getattr(torch.ops.fastssl, name).default
+
+    class Gradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            *tensors, keyset, keywords = arguments
+            outputs = below_autograd(keyset, tensors, keywords)
+            setup_context(ctx, tensors, keywords, outputs)
+            return outputs
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+            return (*backward(ctx, *gradients), None, None)
+
+    def below_autograd(keyset: Any, tensors: Sequence[Any], keywords: dict[str, Any]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *tensors, **keywords)
+
+    def autograd(keyset: Any, *tensors: Any, **keywords: Any) -> Any:
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            return Gradient.apply(*tensors, keyset, keywords)
+        return below_autograd(keyset, tensors, keywords)
+
+    LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
 
 
 def forbid_gradient(name: str) -> None:
     """Make differentiating a gradient operation a clear error instead of a silent zero."""
 
-    def backward(ctx: Any, *grads: torch.Tensor) -> None:
+    def nothing(ctx: Any, tensors: Sequence[Any], keywords: dict[str, Any], outputs: Any) -> None:
+        pass
+
+    def refuse(ctx: Any, *gradients: torch.Tensor) -> None:
         raise RuntimeError(
             f"fastssl::{name} has no derivative: second derivatives of the fused losses are not implemented"
         )
 
-    torch.library.register_autograd(f"fastssl::{name}", backward, lib=LIBRARY)
+    define_gradient(name, setup_context=nothing, backward=refuse)

@@ -110,12 +110,12 @@ define(
 forbid_gradient("pairwise_logsumexp_grad")
 
 
-def _setup_context(ctx: Any, inputs: tuple, keyword_only_inputs: dict[str, Any], output: tuple) -> None:
-    rules = dict(keyword_only_inputs)
+def _setup_context(ctx: Any, tensors: Sequence, keywords: dict[str, Any], outputs: tuple) -> None:
+    rules = dict(keywords)
     ctx.shared_by = rules.pop("shared_by")
     ctx.first_row, ctx.row_stride = rules.pop("first_row"), rules.pop("row_stride")
     ctx.rules = rules
-    ctx.save_for_backward(*inputs, output[0])
+    ctx.save_for_backward(*tensors, outputs[0])
 
 
 def _backward(ctx: Any, d_lse: Tensor, d_positive: Tensor) -> tuple[Tensor | None, ...]:
