@@ -100,8 +100,10 @@ def ninja_escape(text: object) -> str:
 
 def write_ninja_file(path: Path, tools: Toolchain, output: Path) -> None:
     """One object per source file; a file named <family>_<isa>.cpp is compiled for that instruction set."""
-    import pybind11
-
+    try:
+        import pybind11
+    except ImportError:
+        raise BuildError("pybind11 not found (pip install pybind11)") from None
     includes = [sysconfig.get_path("include"), pybind11.get_include(), str(ROOT / "csrc")]
     have = [f"-DFASTSSL_HAVE_{isa.upper()}" for isa in tools.isas if isa != "baseline"]
     shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
