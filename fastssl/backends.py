@@ -17,6 +17,7 @@ from types import TracebackType
 
 BACKENDS = ("reference", "chunked", "cpp", "triton")
 PREFERENCE = {"cpu": ("cpp", "chunked"), "cuda": ("triton", "chunked")}
+ELSEWHERE = ("chunked",)  # any other device
 ENVIRONMENT_VARIABLE = "FASTSSL_BACKEND"
 
 
@@ -54,9 +55,11 @@ class backend:
     def __init__(self, name: str | None) -> None:
         global _forced
         self._previous = _forced
-        _forced = _checked(name, "backend")
+        self._name = _forced = _checked(name, "backend")
 
     def __enter__(self) -> backend:
+        global _forced
+        _forced = self._name
         return self
 
     def __exit__(

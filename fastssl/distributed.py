@@ -38,12 +38,12 @@ def check_same_shape(function: str, name: str, tensor: Tensor, group: dist.Proce
     """Raise on every rank when the ranks disagree about a shape, instead of hanging in the next collective.
 
     On the CPU every call checks. On a GPU reading the answer would stop the stream, so the first call with a group
-    checks, and every call does with FASTSSL_DEBUG=1.
+    checks, and every call does with FASTSSL_DEBUG=1. A compiled graph never checks.
 
     Raises:
         ValueError: naming each rank's shape.
     """
-    if torch.compiler.is_compiling():  # the first, eager step has been through here
+    if torch.compiler.is_compiling():  # values cannot be read in a graph: compiled steps must be even
         return
     key = (function, group.group_name)
     if tensor.is_cuda and key in _checked and os.environ.get("FASTSSL_DEBUG") != "1":

@@ -58,9 +58,10 @@ def nt_xent(
     name = "nt_xent"
     checks.check_tensor(name, "z0", z0, ndim=2, layout="[N, D]")
     checks.check_tensor(name, "z1", z1, ndim=2, layout="[N, D]")
-    z0, z1 = _autocast(z0), _autocast(z1)
-    for attribute in ("shape", "dtype", "device"):
+    for attribute in ("shape", "device"):
         checks.check_same(name, attribute, ("z0", z0), ("z1", z1))
+    z0, z1 = _autocast(z0), _autocast(z1)
+    checks.check_same(name, "dtype", ("z0", z0), ("z1", z1))
     checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
     scale, logit_scale = _inverse_temperature(name, temperature, z0)
 
@@ -72,6 +73,8 @@ def nt_xent(
     if torch.is_grad_enabled() and z0.requires_grad != z1.requires_grad:  # one view is frozen
         first_row, row_stride = (0, 2) if z0.requires_grad else (1, 2)
     columns, shared_by, row_offset = None, "", 0
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"{name}: group must be a process group of which this rank is a member, got {group!r}")
     if group is not None and group.size() > 1:
         distributed.check_same_shape(name, "z0", z0, group)
         shared_by, row_offset = group.group_name, 2 * n * group.rank()
@@ -160,14 +163,16 @@ def pairwise_logsumexp(
 
 def _autocast(x: Tensor) -> Tensor:
     """As ``torch.library.register_autocast`` would, which takes one fixed dtype instead of the user's."""
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-        return x.to(torch.get_autocast_dtype(x.device.type))
+    device = x.device.type
+    if x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
     return x
 
 
 def _inverse_temperature(function: str, temperature: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
     if isinstance(temperature, Tensor):
         tensor = checks.check_scalar_tensor(function, "temperature", temperature, device=like.device)
-        return 1.0, tensor.reciprocal()
+        wide = tensor if tensor.dtype == torch.float64 else tensor.float()  # 1 / 0.07 in bfloat16 is off by 0.4 %
+        return 1.0, wide.reciprocal()
     value = checks.check_positive_number(function, "temperature", temperature)
     return checks.check_positive_number(function, "1 / temperature", 1.0 / value), None

@@ -90,7 +90,7 @@ def train_step(rank, world_size, backend, learn_temperature, compiled):
     encoder = torch.nn.parallel.DistributedDataParallel(Encoder())
     share = N // world_size
     x0, x1 = (x[rank * share : (rank + 1) * share] for x in global_batch())
-    step = torch.compile(loss_of, fullgraph=False, backend="aot_eager") if compiled else loss_of
+    step = torch.compile(loss_of, fullgraph=True, backend="aot_eager") if compiled else loss_of
     with fastssl.backend(backend):
         loss = step(encoder, x0, x1, learn_temperature, dist.group.WORLD)
         loss.backward()

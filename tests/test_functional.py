@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from harness import BACKENDS, serving
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastssl
 from fastssl.functional import nt_xent, pairwise_logsumexp
+from fastssl.ops import registry
 from fastssl.ops.pairwise import reference
 
 
@@ -81,6 +83,27 @@ def test_equals_the_textbook_in_value_and_gradient(backend, device, temperature)
         torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
         for a, b in zip(torch.autograd.grad(loss, (z0, z1)), torch.autograd.grad(expected, (z0, z1)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.05, 0.034, 0.033, 0.025, 0.01])
+def test_opposite_views_keep_their_gradient_finite_under_a_loss_scaler(backend, device, dtype, temperature):
+    """With one image the loss is 0 whatever its views are, so its gradient is too: times GradScaler's first scale."""
+    with serving(backend, device, dtype):
+        z0 = torch.eye(8, device=device, dtype=dtype)[:1].requires_grad_()
+        loss = nt_xent(z0, -z0.detach(), temperature)
+        (gradient,) = torch.autograd.grad(65536 * loss, z0)
+        assert loss.abs() < 1e-4 and gradient.isfinite().all() and gradient.abs().max() < 1
+
+
+def test_a_temperature_in_bfloat16_costs_no_accuracy():
+    z0, z1 = views(30, 16)
+    temperature = torch.tensor(0.07, dtype=torch.bfloat16, requires_grad=True)
+    loss = nt_xent(z0, z1, temperature)
+    torch.testing.assert_close(loss, nt_xent(z0, z1, temperature.item()))
+    (gradient,) = torch.autograd.grad(loss, temperature)
+    assert gradient.dtype == torch.bfloat16 and gradient != 0
 
 
 def test_reductions():
@@ -190,6 +213,14 @@ def test_compiles_for_changing_batch_sizes():
         torch.testing.assert_close(compiled(z0, z1), nt_xent(z0, z1, 0.2))
 
 
+def test_compiles_once_for_changing_temperatures():
+    z0, z1 = views()
+    torch._dynamo.reset()
+    compiled = torch.compile(nt_xent, fullgraph=True, backend="aot_eager")
+    for temperature in (0.1, 0.2, 0.35, 0.5):
+        torch.testing.assert_close(compiled(z0, z1, temperature), nt_xent(z0, z1, temperature))
+
+
 def test_exports():
     z0, z1 = views(requires_grad=False)
     exported = torch.export.export(fastssl.losses.NTXentLoss(0.2), (z0, z1))
@@ -213,6 +244,30 @@ def test_second_derivatives_and_vmap_raise():
         first.sum().backward()
     with pytest.raises(NotImplementedError, match=r"does not support torch\.vmap"):
         torch.vmap(lambda a, b: nt_xent(a, b, 0.1))(torch.randn(2, 4, 3), torch.randn(2, 4, 3))
+
+
+def test_forward_mode_raises():
+    with torch.autograd.forward_ad.dual_level():
+        z = torch.autograd.forward_ad.make_dual(torch.randn(4, 3), torch.randn(4, 3))
+        with pytest.raises(NotImplementedError, match="does not support forward-mode differentiation"):
+            nt_xent(z, torch.randn(4, 3), 0.1)
+
+
+def test_a_backend_object_serves_more_than_one_block():
+    chosen = fastssl.backend(None)
+    forced = fastssl.backend("chunked")
+    for _ in range(2):
+        with chosen:
+            assert fastssl.backends.forced() == ""
+        with forced:
+            assert fastssl.backends.forced() == "chunked"
+        fastssl.backend(None)
+
+
+def test_any_device_is_served_by_plain_pytorch():
+    assert [name for name, _ in registry.explain("fastssl.ops.pairwise", "mps", torch.float32)] == ["chunked"]
+    z = torch.zeros(4, 3, device="meta")
+    assert nt_xent(z, z, 0.1).device.type == "meta"
 
 
 def test_the_backend_of_the_forward_pass_serves_the_backward_pass(monkeypatch):
@@ -245,7 +300,7 @@ KEYED = {"positives": "key"}
             ValueError,
             "z0 and z1 must have the same dtype, got torch.float32 and torch.bfloat16",
         ),
-        ((GOOD, GOOD.to("meta"), 0.1), ValueError, "z1 must be on one of cpu, cuda, got meta"),
+        ((GOOD, GOOD.to("meta"), 0.1), ValueError, "z0 and z1 must have the same device, got cpu and meta"),
         ((GOOD.int(), GOOD.int(), 0.1), TypeError, "z0 must have one of the dtypes float32, .* got torch.int32"),
         ((GOOD.numpy(), GOOD, 0.1), TypeError, r"z0 must be a tensor of shape \[N, D\], got ndarray"),
         ((GOOD, torch.zeros(4), 0.1), ValueError, r"z1 must have shape \[N, D\], got \(4,\)"),
@@ -265,6 +320,15 @@ KEYED = {"positives": "key"}
 def test_nt_xent_names_what_is_wrong(arguments, error, message):
     with pytest.raises(error, match=message):
         nt_xent(*arguments)
+
+
+def test_nt_xent_names_a_wrong_group():
+    with pytest.raises(TypeError, match=r"group must be a process group .* got 'world'"):
+        nt_xent(GOOD, GOOD, 0.1, group="world")
+
+
+def test_nt_xent_takes_numpy_numbers():
+    assert nt_xent(GOOD, GOOD, np.float32(0.5)).isfinite()
 
 
 def test_nt_xent_names_a_wrong_reduction():

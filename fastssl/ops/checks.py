@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backends import PREFERENCE
-
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-DEVICE_TYPES = tuple(PREFERENCE)
 
 
 def _dtype_names(dtypes: Sequence[torch.dtype]) -> str:
@@ -24,14 +22,12 @@ def check_tensor(function: str, name: str, value: Any, *, ndim: int, layout: str
 
     Raises:
         TypeError: when it is no tensor, or its dtype is not a floating one that the kernels take.
-        ValueError: when the device, or the number of dimensions is wrong, or a dimension is empty.
+        ValueError: when the number of dimensions is wrong or a dimension is empty.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a tensor of shape {layout}, got {type(value).__name__}")
     if value.layout != torch.strided:
         raise TypeError(f"{function}: {name} must be a dense tensor, got layout {value.layout}")
-    if value.device.type not in DEVICE_TYPES:
-        raise ValueError(f"{function}: {name} must be on one of {', '.join(DEVICE_TYPES)}, got {value.device}")
     if value.ndim != ndim:
         raise ValueError(f"{function}: {name} must have shape {layout}, got {tuple(value.shape)}")
     if 0 in value.shape:
@@ -61,9 +57,9 @@ def check_positive_number(function: str, name: str, value: Any) -> float:
         TypeError: when it is no number.
         ValueError: when it is not above zero and finite.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:  # also false for NaN; isfinite would break a compiled graph
         raise ValueError(f"{function}: {name} must be finite and above 0, got {value}")
     return float(value)
 

@@ -17,8 +17,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
-from ..backends import PREFERENCE
+from ..backends import ELSEWHERE, PREFERENCE
 
 LIBRARY = torch.library.Library("fastssl", "DEF")
 
@@ -43,7 +44,7 @@ def _reason(family: str, backend: str, device_type: str, dtype: torch.dtype) -> 
 
 def explain(family: str, device_type: str, dtype: torch.dtype) -> list[tuple[str, str | None]]:
     """The backends in order of preference, each with the reason why it cannot serve (None: it can)."""
-    return [(name, _reason(family, name, device_type, dtype)) for name in PREFERENCE[device_type]]
+    return [(name, _reason(family, name, device_type, dtype)) for name in PREFERENCE.get(device_type, ELSEWHERE)]
 
 
 def choose(operation: str, device_type: str, dtype: torch.dtype, forced: str) -> ModuleType:
@@ -60,7 +61,7 @@ def choose(operation: str, device_type: str, dtype: torch.dtype, forced: str) ->
                 f"{operation}: the backend {forced!r} cannot serve {dtype} tensors on {device_type}: {reason}"
             )
         return backend_module(family, forced)
-    for name in PREFERENCE[device_type]:
+    for name in PREFERENCE.get(device_type, ELSEWHERE):
         if _reason(family, name, device_type, dtype) is None:
             return backend_module(family, name)
     raise RuntimeError(f"{operation}: no backend serves {dtype} tensors on {device_type}")
@@ -108,8 +109,7 @@ def define(
     def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(f"fastssl::{name} does not support torch.vmap; call it once per batch element")
 
-    for key in ("CPU", "CUDA"):
-        LIBRARY.impl(name, dispatch, key)
+    LIBRARY.impl(name, dispatch, "CompositeExplicitAutograd")  # every device; `choose` knows them
     torch.library.register_fake(f"fastssl::{name}", shapes, lib=LIBRARY)
     torch.library.register_vmap(f"fastssl::{name}", vmap, lib=LIBRARY)
 
@@ -144,6 +144,10 @@ def define_gradient(name: str, *, setup_context: Callable[..., None], backward: 
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *tensors, **keywords)
 
     def autograd(keyset: Any, *tensors: Any, **keywords: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(
+            t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+        ):
+            raise NotImplementedError(f"fastssl::{name} does not support forward-mode differentiation")
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             return Gradient.apply(*tensors, keyset, keywords)
         return below_autograd(keyset, tensors, keywords)

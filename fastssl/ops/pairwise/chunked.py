@@ -190,5 +190,9 @@ def pairwise_logsumexp_grad(
 
 
 def _operands(q: Tensor, k: Tensor | None, normalize: bool) -> tuple[Tensor, Tensor]:
-    rows = unit_rows(q, normalize)
-    return rows, rows if k is None else unit_rows(k, normalize)
+    def operand(x: Tensor) -> Tensor:
+        rows = unit_rows(x, normalize)
+        return rows.float() if rows.dtype == torch.float16 else rows  # a product in float16 overflows at 65504
+
+    rows = operand(q)
+    return rows, rows if k is None else operand(k)
