@@ -7,6 +7,7 @@ records the reason in fastssl/_build_info.json, which `fastssl info` reads. FAST
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,34 +53,41 @@ class Toolchain:
     """The C++ compiler and what it turned out to accept."""
 
     def __init__(self) -> None:
-        self.compiler = self._find_compiler()
+        self.compiler = self._find_compiler()  # the command's words: CXX may be "ccache g++" or "g++ -pthread"
+        if not self.accepts(["-std=c++17"]):
+            raise BuildError(f"{shlex.join(self.compiler)} does not compile a C++17 program (set CXX)")
         self.openmp = self.accepts(["-fopenmp"], "#include <omp.h>\nint main() { return omp_get_num_threads() - 1; }")
         self.flags = CXX_FLAGS + (["-fopenmp"] if self.openmp else [])
         self.isas = {"baseline": []}
         if platform.machine().lower() in ("x86_64", "amd64"):
             for name, flags in X86_ISAS.items():
-                if not self.accepts(flags):
+                asked = " && ".join(f'__builtin_cpu_supports("{flag[2:]}")' for flag in flags)
+                if not self.accepts(flags, f"int main() {{ return {asked}; }}"):  # csrc/cpu/isa.cpp asks this
                     break  # each one needs those before it
                 self.isas[name] = flags
 
-    def _find_compiler(self) -> str:
-        wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-        for name in wanted:
-            path = shutil.which(name.split()[-1])
-            if path is not None:
-                return name
-        raise BuildError(f"no C++ compiler found (looked for {', '.join(wanted)}; set CXX)")
+    def _find_compiler(self) -> list[str]:
+        try:
+            wanted = shlex.split(os.environ.get("CXX", ""))
+        except ValueError as error:
+            raise BuildError(f"CXX is not a command: {error}") from None
+        candidates = [wanted] if wanted else [["g++"], ["clang++"], ["c++"]]
+        for command in candidates:
+            if shutil.which(command[0]) is not None:
+                return command
+        names = ", ".join(command[0] for command in candidates)
+        raise BuildError(f"no C++ compiler found (looked for {names}; set CXX)")
 
     def accepts(self, flags: list[str], program: str = "int main() { return 0; }") -> bool:
         """Whether a program compiles and links with these flags."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.cpp")
             source.write_text(program)
-            command = [*self.compiler.split(), *flags, str(source), "-o", str(Path(folder, "probe"))]
+            command = [*self.compiler, *flags, str(source), "-o", str(Path(folder, "probe"))]
             return subprocess.run(command, capture_output=True).returncode == 0
 
     def version(self) -> str:
-        result = subprocess.run([*self.compiler.split(), "--version"], capture_output=True, text=True)
+        result = subprocess.run([*self.compiler, "--version"], capture_output=True, text=True)
         return (result.stdout.splitlines() or ["unknown"])[0]
 
 
@@ -94,24 +102,30 @@ def find_ninja() -> str:
     return str(Path(ninja.BIN_DIR, "ninja"))
 
 
-def ninja_escape(text: object) -> str:
-    return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+def ninja_path(path: object) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def ninja_words(words: list[str]) -> str:
+    """Words of a command, for the shell that ninja calls."""
+    return shlex.join(words).replace("$", "$$")
 
 
 def write_ninja_file(path: Path, tools: Toolchain, output: Path) -> None:
-    """One object per source file; a file named <family>_<isa>.cpp is compiled for that instruction set."""
+    """One object per source file under csrc/; a file named <family>_<isa>.cpp is compiled for that instruction set."""
     try:
         import pybind11
     except ImportError:
         raise BuildError("pybind11 not found (pip install pybind11)") from None
-    includes = [sysconfig.get_path("include"), pybind11.get_include(), str(ROOT / "csrc")]
+    root = ROOT / "csrc"
+    includes = [f"-I{folder}" for folder in (sysconfig.get_path("include"), pybind11.get_include(), root)]
     have = [f"-DFASTSSL_HAVE_{isa.upper()}" for isa in tools.isas if isa != "baseline"]
     shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
     lines = [
         "ninja_required_version = 1.5",
-        f"cxx = {tools.compiler}",
-        "flags = " + " ".join([*tools.flags, *have, *(f"-I{ninja_escape(i)}" for i in includes)]),
-        f"link_flags = {' '.join(shared)}" + (" -fopenmp" if tools.openmp else ""),
+        f"cxx = {ninja_words(tools.compiler)}",
+        f"flags = {ninja_words([*tools.flags, *have, *includes])}",
+        f"link_flags = {ninja_words([*shared, *(['-fopenmp'] if tools.openmp else [])])}",
         "rule compile",
         "  command = $cxx -MMD -MF $out.d $flags $isa_flags -c $in -o $out",
         "  depfile = $out.d",
@@ -122,18 +136,19 @@ def write_ninja_file(path: Path, tools: Toolchain, output: Path) -> None:
         "  description = link $out",
     ]
     objects = []
-    # CUDA sources (csrc/cuda/*.cu) join here, with their own rule, where nvcc is found.
-    for source in sorted([*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").glob("*.cpp")]):
+    # CUDA sources (csrc/**/*.cu) join here, with their own rule, where nvcc is found.
+    for source in sorted(root.rglob("*.cpp")):
         isa = next((name for name in sorted(X86_ISAS, key=len, reverse=True) if source.stem.endswith("_" + name)), "")
         if isa and isa not in tools.isas:
             continue
-        target = f"{source.stem}.o"
+        # By relative path: two families may have files of the same name.
+        target = ninja_path(source.relative_to(root).with_suffix(".o").as_posix())
         lines += [
-            f"build {target}: compile {ninja_escape(source)}",
-            f"  isa_flags = {' '.join(tools.isas.get(isa, []))}",
+            f"build {target}: compile {ninja_path(source)}",
+            f"  isa_flags = {ninja_words(tools.isas.get(isa, []))}",
         ]
         objects.append(target)
-    lines += [f"build {ninja_escape(output)}: link {' '.join(objects)}", f"default {ninja_escape(output)}", ""]
+    lines += [f"build {ninja_path(output)}: link {' '.join(objects)}", f"default {ninja_path(output)}", ""]
     path.write_text("\n".join(lines))
 
 

@@ -4,7 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/isa.h"
-#include "cpu/pairwise.h"
+#include "cpu/pairwise/pairwise.h"
 #include "cpu/parallel.h"
 #include "cpu/workspace.h"
 

@@ -2,7 +2,7 @@
 // target.
 #pragma once
 
-#include "pairwise.h"
+#include "dtype.h"
 #include "simd.h"
 
 namespace fastssl {

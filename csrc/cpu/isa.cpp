@@ -29,24 +29,29 @@ bool is_compiled(Isa isa) {
   }
 }
 
+// Of what is compiled in only: a compiler that cannot make code for an instruction set may reject its name
+// here.
 bool is_supported(Isa isa) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();  // also asks the operating system whether it saves the wide registers
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   switch (isa) {
     case Isa::kBaseline:
       return true;
+#ifdef FASTSSL_HAVE_AVX2
     case Isa::kAvx2:
-      return avx2;
-    case Isa::kAvx512:
-      return avx512;
-    case Isa::kAvx512Bf16:
-      return avx512 && __builtin_cpu_supports("avx512bf16");
-  }
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-  return isa == Isa::kBaseline;
+#ifdef FASTSSL_HAVE_AVX512
+    case Isa::kAvx512:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#endif
+#ifdef FASTSSL_HAVE_AVX512_BF16
+    case Isa::kAvx512Bf16:
+      return is_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+#endif
+    default:
+      return false;
+  }
 }
 
 }  // namespace
@@ -81,9 +86,12 @@ Isa select_isa() {
           "'");
     }
   }
+#if defined(__x86_64__)
+  __builtin_cpu_init();  // also asks the operating system whether it saves the wide registers
+#endif
   Isa best = Isa::kBaseline;
   for (Isa isa : kAll) {
-    if (isa <= highest && is_compiled(isa) && is_supported(isa)) best = isa;
+    if (isa <= highest && is_supported(isa)) best = isa;
   }
   return best;
 }

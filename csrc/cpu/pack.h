@@ -2,7 +2,6 @@
 #pragma once
 
 #include "convert.h"
-#include "pairwise.h"
 #include "tile.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -41,7 +40,7 @@ class Arena {
   std::size_t used_ = 0;
 };
 
-// Rows of one input.
+// Rows of one input as it was given.
 struct Source {
   const char* data;
   std::int64_t count, dim, stride;
@@ -50,15 +49,6 @@ struct Source {
 
   const void* row(std::int64_t i) const { return data + i * stride * element_bytes(dtype); }
 };
-
-inline Source rows_of(const PairwiseProblem& p) {
-  return {static_cast<const char*>(p.q), p.rows, p.dim, p.q_stride, p.dtype, p.normalize};
-}
-
-inline Source columns_of(const PairwiseProblem& p) {
-  if (p.k == nullptr) return rows_of(p);
-  return {static_cast<const char*>(p.k), p.cols, p.dim, p.k_stride, p.dtype, p.normalize};
-}
 
 // One input, normalised and packed, in blocks of kBlock rows; rows past the end are zero.
 template <class P>

@@ -21,6 +21,10 @@
 namespace fastssl {
 namespace FASTSSL_ISA {
 
+// Exponents are in base 2. The second part of log2(e) is what double rounds off.
+constexpr double kLog2e = 1.4426950408889634074, kLog2eRest = 2.0355273740931033e-17;
+constexpr double kLn2 = 0.69314718055994530942;
+
 // Constants of 2^t = p(f) 2^r with r = round(t), f = t - r in [-1/2, 1/2]. p(f) = 1 + f q(f), q a Chebyshev
 // fit of (2^f - 1) / f. Adding kMagic rounds to an integer and leaves r + bias in the low bits, the exponent
 // of 2^r.

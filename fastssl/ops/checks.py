@@ -59,9 +59,10 @@ def check_positive_number(function: str, name: str, value: Any) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
-    if not 0 < value < math.inf:  # also false for NaN; isfinite would break a compiled graph
+    number = float(value)
+    if not 0 < number < math.inf:  # also false for NaN; isfinite would break a compiled graph
         raise ValueError(f"{function}: {name} must be finite and above 0, got {value}")
-    return float(value)
+    return number
 
 
 def check_scalar_tensor(function: str, name: str, value: Tensor, *, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """Pairwise log-sum-exp on the CPU: tensors in, addresses to the compiled kernels, tensors out.
 
 The kernels form each tile of similarities in registers and turn it into sums, or into a block of the gradient, before
-the next one: memory is O((M + N) D). See ``csrc/cpu/forward.h`` and ``csrc/cpu/grad.h``.
+the next one: memory is O((M + N) D). See ``csrc/cpu/pairwise/forward.h`` and ``grad.h`` there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from ... import _extension
 from ..layout import contiguous, unit_stride
 
-# The numbers of the enums in csrc/cpu/pairwise.h.
+# The numbers of the enums in csrc/cpu/dtype.h and csrc/cpu/pairwise/pairwise.h.
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _POSITIVES = {"none": 0, "diagonal": 1, "pair": 2, "key": 3}
 

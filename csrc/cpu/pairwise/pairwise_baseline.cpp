@@ -4,6 +4,7 @@
 
 namespace fastssl {
 namespace baseline {
+namespace pairwise {
 
 struct Shape {
   static constexpr int kVectorBytes = 16, kTileVectors = 2;
@@ -14,7 +15,9 @@ struct Shape {
 #endif
 };
 
-PairwiseKernels pairwise_kernels() { return plain_kernels<Shape>(); }
+}  // namespace pairwise
+
+PairwiseKernels pairwise_kernels() { return pairwise::plain_kernels<pairwise::Shape>(); }
 
 }  // namespace baseline
 }  // namespace fastssl

@@ -1,15 +1,28 @@
 // What the forward and the gradient share: packed operands, mask, shift.
 #pragma once
 
+#include "cpu/pack.h"
+#include "cpu/schedule.h"
 #include "mask.h"
-#include "pack.h"
-#include "schedule.h"
 
 namespace fastssl {
 namespace FASTSSL_ISA {
+namespace pairwise {
 
-constexpr double kLog2e = 1.4426950408889634074, kLog2eRest = 2.0355273740931033e-17;
-constexpr double kLn2 = 0.69314718055994530942;
+// The largest |s| with a fixed shift. With unit rows |x| <= |s|: exp(x - |s|) does not overflow, and being at
+// least exp(-60) loses nothing. The gradient's factor weight exp(|s| - lse) is what sets the limit: a row
+// whose only pair is its opposite has lse = -|s|, and exp(60) = 1e26 leaves 1e12 in float32 for the weight,
+// which a loss scaler multiplies by 2^16 and more.
+constexpr double kFixedShiftLimit = 30;
+
+inline Source rows_of(const PairwiseProblem& p) {
+  return {static_cast<const char*>(p.q), p.rows, p.dim, p.q_stride, p.dtype, p.normalize};
+}
+
+inline Source columns_of(const PairwiseProblem& p) {
+  if (p.k == nullptr) return rows_of(p);
+  return {static_cast<const char*>(p.k), p.cols, p.dim, p.k_stride, p.dtype, p.normalize};
+}
 
 template <class P>
 struct Pass {
@@ -19,9 +32,7 @@ struct Pass {
   const PairwiseProblem& problem;
   Operand<P> q, k;  // k equals q where the columns are the rows
   bool shared;
-  // With unit rows |x| <= |s|, so exp(x - |s|) neither overflows nor, for |s| <= 40, loses anything: no
-  // running maximum.
-  bool fixed_shift;
+  bool fixed_shift;  // by |s| instead of a running maximum
   // s log2(e), because exponents are in base 2, in two parts: one rounded factor would bend all exponents the
   // same way, and their sum, unlike that of random roundings, would show it.
   Real slope, slope_rest;
@@ -36,7 +47,7 @@ struct Pass {
         q(rows_of(p), with_rows && p.k == nullptr, arena),
         k(p.k == nullptr ? q : Operand<P>(columns_of(p), with_rows, arena)),
         shared(p.k == nullptr),
-        fixed_shift(p.normalize && p.scale >= -40 && p.scale <= 40),
+        fixed_shift(p.normalize && p.scale >= -kFixedShiftLimit && p.scale <= kFixedShiftLimit),
         slope(static_cast<Real>(p.scale * kLog2e)),
         slope_rest(static_cast<Real>(__builtin_fma(p.scale, kLog2e, -static_cast<double>(slope)) +
                                      p.scale * kLog2eRest)),
@@ -89,11 +100,6 @@ struct Pass {
   }
 };
 
-// Valid rows or columns of block b, rounded up to whole tiles.
-FASTSSL_INLINE int tiles_extent(std::int64_t b, std::int64_t count, int tile) {
-  const std::int64_t left = count - b * kBlock;
-  return static_cast<int>(round_up(left < kBlock ? left : kBlock, tile));
-}
-
+}  // namespace pairwise
 }  // namespace FASTSSL_ISA
 }  // namespace fastssl

@@ -1,13 +1,15 @@
 // The entry points of one instruction set. Each pairwise_<isa>.cpp includes this with its own FASTSSL_ISA and
-// tile shape.
+// tile shape. What only this family has stands in fastssl::<isa>::pairwise: two families that each had, say,
+// a Shape in fastssl::<isa> would have their templates merged by the linker.
 #pragma once
 
+#include "cpu/workspace.h"
 #include "forward.h"
 #include "grad.h"
-#include "workspace.h"
 
 namespace fastssl {
 namespace FASTSSL_ISA {
+namespace pairwise {
 
 inline double multiply_adds(const PairwiseProblem& p) {
   return static_cast<double>(p.rows) * static_cast<double>(p.cols) * static_cast<double>(p.dim);
@@ -44,5 +46,6 @@ PairwiseKernels plain_kernels() {
   return {logsumexp<F>, logsumexp<D>, nullptr, grad<F>, grad<D>, nullptr};
 }
 
+}  // namespace pairwise
 }  // namespace FASTSSL_ISA
 }  // namespace fastssl

@@ -4,12 +4,15 @@
 
 namespace fastssl {
 namespace avx512 {
+namespace pairwise {
 
 struct Shape {
   static constexpr int kVectorBytes = 64, kTileRows = 12, kTileVectors = 2;
 };
 
-PairwiseKernels pairwise_kernels() { return plain_kernels<Shape>(); }
+}  // namespace pairwise
+
+PairwiseKernels pairwise_kernels() { return pairwise::plain_kernels<pairwise::Shape>(); }
 
 }  // namespace avx512
 }  // namespace fastssl

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "isa.h"
+#include "cpu/isa.h"
 
 namespace fastssl {
 namespace {

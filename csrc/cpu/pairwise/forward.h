@@ -5,6 +5,7 @@
 
 namespace fastssl {
 namespace FASTSSL_ISA {
+namespace pairwise {
 
 // Running sums of one block of rows, a vector of lanes per row: lanes are added up once per block, not per
 // tile.
@@ -233,5 +234,6 @@ class LogsumexpPass {
   Real* maximum_;   // [parts][padded rows], online only
 };
 
+}  // namespace pairwise
 }  // namespace FASTSSL_ISA
 }  // namespace fastssl

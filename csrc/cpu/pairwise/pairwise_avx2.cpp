@@ -4,12 +4,15 @@
 
 namespace fastssl {
 namespace avx2 {
+namespace pairwise {
 
 struct Shape {
   static constexpr int kVectorBytes = 32, kTileRows = 6, kTileVectors = 2;
 };
 
-PairwiseKernels pairwise_kernels() { return plain_kernels<Shape>(); }
+}  // namespace pairwise
+
+PairwiseKernels pairwise_kernels() { return pairwise::plain_kernels<pairwise::Shape>(); }
 
 }  // namespace avx2
 }  // namespace fastssl

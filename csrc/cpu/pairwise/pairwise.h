@@ -8,18 +8,18 @@
 
 #include <cstdint>
 
+#include "cpu/dtype.h"
+
 namespace fastssl {
 
-// Numbers shared with fastssl/ops/pairwise/cpp.py.
-enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
-
-// Which pairs (i, j) match, by global row index I and column index J.
+// Which pairs (i, j) match, by global row index I and column index J. Numbers shared with
+// fastssl/ops/pairwise/cpp.py.
 enum class Positives : int {
-  kNone = 0,
-  kDiagonal = 1,
-  kPair = 2,
-  kKey = 3
-};  // never; J == I; J == I ^ 1; same key
+  kNone = 0,      // never
+  kDiagonal = 1,  // J == I
+  kPair = 2,      // J == I ^ 1
+  kKey = 3        // the same key
+};
 
 struct PairwiseProblem {
   const void* q;  // [rows, dim], `dtype`, q_stride elements from row to row
@@ -35,7 +35,7 @@ struct PairwiseProblem {
   std::int64_t row_offset, col_offset, row_step;  // I = row_offset + row_step i, J = col_offset + j
   std::int64_t threads;
 
-  // Filled in by dispatch.cpp.
+  // Filled in by pairwise.cpp; callers leave them zero.
   bool symmetric;              // the columns are the rows, and so are their indices and keys
   const std::int32_t* row_id;  // keys renumbered densely; -1 where a row's key is no column's
   const std::int32_t* col_id;

@@ -7,6 +7,7 @@
 
 namespace fastssl {
 namespace FASTSSL_ISA {
+namespace pairwise {
 
 // One side's weights, zero where a term is absent and past the end.
 //   fixed shift: G = exp2(x' - shift) (a_i + b_j), factor = weight exp(shift - lse); one exponential
@@ -219,5 +220,6 @@ class GradPass {
   double* scale_terms_;  // [rows]: sum_j G_ij c_ij
 };
 
+}  // namespace pairwise
 }  // namespace FASTSSL_ISA
 }  // namespace fastssl

@@ -1,11 +1,12 @@
 // Which pairs of a tile are in the log-sum and which match.
 #pragma once
 
+#include "cpu/tile.h"
 #include "pairwise.h"
-#include "tile.h"
 
 namespace fastssl {
 namespace FASTSSL_ISA {
+namespace pairwise {
 
 template <class P>
 class Mask {
@@ -71,5 +72,6 @@ class Mask {
   const Signed* col_id_;
 };
 
+}  // namespace pairwise
 }  // namespace FASTSSL_ISA
 }  // namespace fastssl
