@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import fastssl
@@ -87,6 +88,16 @@ def test_a_tiny_run_leaves_table_log_checkpoint_and_results(tmp_path, monkeypatc
     assert json.loads((out / "results.json").read_text())["epochs"] == 2
     assert (out / "metrics-1.csv").exists()
 
+    # A checkpoint that does not fit is refused before anything is changed.
+    for change, message in (
+        ("--model.out_dim=7", "is of another model: projection.3.bias is [128] in the file and [7] in this run"),
+        ("--model.optimizer=sgd", "was trained with the optimizer adamw, this run has sgd"),
+    ):
+        assert main(["fit", "simclr", "--resume", str(out / "last.ckpt"), change]) == 2
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1 and str(out / "last.ckpt") in printed and message in printed
+    assert not (out / "metrics-2.csv").exists()
+
     # A folder with something in it is not written over.
     assert main(["fit", "simclr", *_TINY, "--out", str(out)]) == 2
     printed = capsys.readouterr().err
@@ -101,6 +112,90 @@ def test_two_processes_train_together(tmp_path):
     row = next(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     # 16 images in each of two processes: one positive and 62 negatives.
     assert float(row["mi_bound"]) + float(row["loss"]) == pytest.approx(math.log(63), abs=1e-4)
+
+
+def test_torchrun_does_not_write_over_a_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.ckpt").write_text("precious")
+    command = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--nproc-per-node=2", *_PROGRAM]
+    arguments = ["fit", "simclr", *_TINY, "--trainer.devices=2", "--trainer.strategy=ddp", "--out=run"]
+    done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert "fastssl fit simclr: --out must be a new or empty folder, 'run' holds something" in done.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["last.ckpt"]
+    assert (tmp_path / "run" / "last.ckpt").read_text() == "precious"
+
+
+def test_processes_of_torchrun_that_would_each_train_alone_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fit._check_processes(1)  # WORLD_SIZE alone means nothing
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    fit._check_processes(2)
+    with pytest.raises(fit.UsageError, match="must be 2, the number of processes that torchrun started, got 1"):
+        fit._check_processes(1)
+
+
+def test_output_folders_are_new_or_those_of_the_run_continued(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def folder(*arguments):
+        _, config, label = fit._parse("simclr", list(arguments))
+        return str(fit._make_output_folder(config, label))
+
+    assert folder() == "runs/simclr_photos/1"
+    assert folder() == "runs/simclr_photos/2"
+    assert folder("--out=a/b") == folder("--out=a/b") == "a/b"  # still empty
+    Path("a/b/last.ckpt").touch()
+    Path("c").mkdir()
+    Path("c/last.ckpt").touch()
+    assert folder("--resume=a/b/last.ckpt") == folder("--resume=a/b/last.ckpt", "--out=a/b") == "a/b"
+    for arguments in (["--out=c"], ["--out=c", "--resume=a/b/last.ckpt"]):
+        with pytest.raises(fit.UsageError, match="--out must be a new or empty folder, 'c' holds something"):
+            folder(*arguments)
+    with pytest.raises(fit.UsageError, match=r"--out: cannot make 'c/last\.ckpt/d'"):
+        folder("--out=c/last.ckpt/d")
+
+
+def test_no_arguments_at_all_are_the_default_configuration():
+    _, config, label = fit._parse("simclr", [])
+    assert (label, config.seed, config.out, config.resume) == ("simclr_photos", 0, None, None)
+    assert config.trainer.sync_batchnorm  # where several GPUs train
+
+
+def test_batch_norm_is_synchronised_with_its_activation():
+    import timm
+
+    model = torch.nn.ModuleDict(
+        {
+            "backbone": timm.create_model("efficientnet_b0", num_classes=0),  # BatchNorm and SiLU in one module
+            "projection": torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)),
+        }
+    ).eval()
+    x = torch.randn(2, 3, 32, 32)
+    expected, names = model["backbone"](x), list(model.state_dict())
+    fit._synchronise_batch_norm(model)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 10 and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+    assert list(model.state_dict()) == names
+    assert torch.equal(model["backbone"](x), expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a checkpoint", "is no checkpoint that PyTorch can read"),
+        (b"", "is no checkpoint that PyTorch can read"),
+        (torch.ones(3), "is no checkpoint of a training run: it lacks state_dict, "),
+        ({"state_dict": {}}, "is no checkpoint of a training run: it lacks hyper_parameters, "),
+    ],
+)
+def test_a_broken_checkpoint_gives_one_line_with_its_name(content, message, tmp_path, capsys):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    assert main(["fit", "simclr", *_TINY, "--resume", str(path)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and f"--resume: '{path}' {message}" in printed
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent as a POSIX signal")
@@ -135,6 +230,8 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path):
         (["fit", "xyz"], "fastssl fit: no method 'xyz'; choose from simclr"),
         (["fit", "simclr", "--config", "simclr_foto"], "no configuration and no file 'simclr_foto'; did you mean sim"),
         (["fit", "simclr", "--resume", "no.ckpt"], "--resume must be a checkpoint, there is no file 'no.ckpt'"),
+        (["fit", "simclr", "--seed", "-1"], "fastssl fit simclr: --seed must be in [0, 2^32), got -1"),
+        (["fit", "simclr", f"--seed={2**32}"], "--seed must be in [0, 2^32), got 4294967296"),
         (["fit", "simclr", "--model.bakbone", "x"], "no option '--model.bakbone'; did you mean --model.backbone"),
         (["fit", "simclr", "--data.batchsize=3"], "no option '--data.batchsize'; did you mean --data.batch_size"),
         (["fit", "simclr", "--model.backbone", "resnet81"], "got 'resnet81'; near: resnet"),

@@ -116,6 +116,20 @@ def test_extract_keeps_order_and_restores_the_mode():
         extract(encoder, lambda x: x, [])
 
 
+def test_large_images_are_averaged_before_they_are_features():
+    generator = torch.Generator().manual_seed(0)
+
+    def features(height, width):
+        image = torch.randint(0, 256, (2, 3, height, width), generator=generator, dtype=torch.uint8)
+        return image.float() / 255, pixels([Batch(image, torch.zeros(2, dtype=torch.int64), torch.arange(2))]).x
+
+    image, x = features(64, 64)
+    assert torch.equal(x, image.flatten(1))
+    image, x = features(256, 96)
+    torch.testing.assert_close(x, image.unflatten(2, (32, 8)).unflatten(4, (32, 3)).mean((3, 5)).flatten(1))
+    assert features(65, 20)[1].shape == (2, 3 * 32 * 20)
+
+
 def test_recomputed_batch_statistics_are_those_of_the_images():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 3, 4, 4), generator=generator, dtype=torch.uint8)

@@ -210,6 +210,24 @@ def test_float16_gradient_does_not_overflow_or_vanish_with_the_incoming_gradient
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [29.0, 40.0])  # the fixed shift, and the one that follows the data
+def test_a_pair_of_opposite_rows_under_a_loss_scaler(dtype, scale):
+    # One image whose views are opposite: lse = -s, and the shift s - lse is as large as it gets. The softmax of the
+    # only candidate is 1 whatever its logit, so the true gradient is 0.
+    case = Case(m=2, dtype=dtype, scale=scale, rules=NT_XENT)
+    with torch.no_grad():
+        case.q[1] = -case.q[0]
+    case.vectors["row"].fill_(65536.0)  # the first scale of torch.amp.GradScaler
+    case.vectors["row_positive"].fill_(-65536.0)
+    dq, dscale = case.gradient(triton, dtype)
+    assert dq.isfinite().all() and dscale.isfinite()
+    # Small against the terms, of which the softmax and the positive's weight cancel: a rounded cosine is off by eps.
+    small = 4 * scale * torch.finfo(dtype).eps
+    assert (dq.float().norm(dim=1) <= small * 2 * 65536.0 * scale / case.q.float().norm(dim=1)).all()
+    assert dscale.abs() <= small * 4 * 65536.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_same_input_same_bits_and_inputs_untouched(dtype):
     case = Case(dtype=dtype, rules=NT_XENT)
     before = case.q.clone()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from fastssl.configs import names, nearest, path_of
 
@@ -129,6 +129,8 @@ def _parser(method: Method, defaults: Path | None) -> ArgumentParser:
     parser.add_class_arguments(cls, "model")
     parser.add_subclass_arguments(ImageData, "data", required=True)
     parser.add_class_arguments(L.Trainer, "trainer", skip=_NOT_OPTIONS, instantiate=False)
+    # Only where several GPUs train, see _synchronise_batch_norm; the option turns it off.
+    parser.set_defaults({"trainer.sync_batchnorm": True})
     parser.link_arguments("seed", "model.seed")
     parser.link_arguments("seed", "data.init_args.seed")
     parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
@@ -184,23 +186,45 @@ def _parse(name: str, arguments: list[str]) -> tuple[ArgumentParser, Namespace, 
     elif resume is not None and (Path(resume).parent / "config.yaml").is_file():
         defaults = Path(resume).parent / "config.yaml"
     parser = _parser(method, defaults)
-    return parser, parser.parse_args(arguments), label
+    config = parser.parse_args(arguments)
+    if not 0 <= config.seed < 2**32:
+        raise UsageError(f"--seed must be in [0, 2^32), got {config.seed}")
+    return parser, config, label
 
 
-def _output_folder(config: Namespace, label: str) -> Path:
-    if config.resume is not None:
-        return Path(config.out or Path(config.resume).parent)
-    if "LOCAL_RANK" in os.environ:  # a further process of a run whose first one has made the folder
-        return Path(config.out or f"runs/{label}")
-    if config.out is not None:
-        out = Path(config.out)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"--out must be a new or empty folder, {config.out!r} holds something; or give --resume")
-    else:
-        number = 1
-        while (out := Path(f"runs/{label}/{number}")).exists():
-            number += 1
+# The output folder: only the process of global rank 0 chooses it and writes there, whoever launched the processes.
+# Lightning sends the checkpoint's path to the others.
+
+
+def _make_output_folder(config: Namespace, label: str) -> Path:
+    """A folder that holds nothing yet, or that of the run to be continued."""
+    resumed = None if config.resume is None else Path(config.resume).parent
+    try:
+        if config.out is None and resumed is None:
+            return _next_numbered(Path(f"runs/{label}"))
+        out = resumed if config.out is None else Path(config.out)
+        assert out is not None
+        new = resumed is None or out.resolve() != resumed.resolve()
+        if new and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            hint = "; or give --resume" if resumed is None else ""
+            raise UsageError(f"--out must be a new or empty folder, {config.out!r} holds something{hint}")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        where = f"runs/{label}" if config.out is None else config.out
+        raise UsageError(f"--out: cannot make {where!r}: {error.strerror}") from None
     return out
+
+
+def _next_numbered(folder: Path) -> Path:
+    """Make the first of folder/1, folder/2, ... that does not exist; of two runs at once each gets its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (out := folder / str(number)).mkdir()
+            return out
+        except FileExistsError:
+            number += 1
 
 
 def _keep_metrics(out: Path) -> None:
@@ -210,6 +234,31 @@ def _keep_metrics(out: Path) -> None:
         while (kept := out / f"metrics-{part}.csv").exists():
             part += 1
         log.rename(kept)
+
+
+def _check_checkpoint(path: str, model: Any) -> None:
+    """Raise where training could not go on from the file, so that no traceback from the middle of Lightning does."""
+    import torch
+
+    def refuse(reason: str) -> NoReturn:
+        raise UsageError(f"--resume: {path!r} {reason}") from None
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, depending on where the file is broken
+        refuse(f"is no checkpoint that PyTorch can read ({type(error).__name__}); it may be cut off")
+    needed = ("state_dict", "hyper_parameters", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
+    lacking = [key for key in needed if key not in checkpoint] if isinstance(checkpoint, dict) else needed
+    if lacking:
+        refuse(f"is no checkpoint of a training run: it lacks {', '.join(lacking)}")
+    there, here = ({k: tuple(v.shape) for k, v in d.items()} for d in (checkpoint["state_dict"], model.state_dict()))
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            shapes = (str(list(shapes[name])) if name in shapes else "absent" for shapes in (there, here))
+            refuse(f"is of another model: {name} is {' in the file and '.join(shapes)} in this run")
+    optimizers = checkpoint["hyper_parameters"].get("optimizer"), model.hparams["optimizer"]
+    if optimizers[0] != optimizers[1]:
+        refuse(f"was trained with the optimizer {optimizers[0]}, this run has {optimizers[1]}")
 
 
 # Training and evaluation
@@ -244,31 +293,33 @@ def _fit(name: str, arguments: list[str]) -> int:
         model, data = run.model, run.data
         data.setup("fit")
         data.train_dataloader()  # refuses a batch larger than the data
+        if config.resume is not None:
+            _check_checkpoint(config.resume, model)
     except (ValueError, FileNotFoundError, NotImplementedError) as error:
         raise UsageError(" ".join(str(error).split())) from None
 
     terminal = sys.stdout.isatty() and config.trainer.enable_progress_bar is not False
     options = {**config.trainer.as_dict(), "enable_progress_bar": terminal, "enable_model_summary": False}
-    out = _output_folder(config, label)
+    synchronise = options.pop("sync_batchnorm")
     throughput = Throughput()
-    # One file, replaced at the end of each epoch and when training is stopped.
+    # One file, replaced at the end of each epoch and when training is stopped. Process 0 says below where.
     checkpoint = ModelCheckpoint(
-        out, "last", save_top_k=1, save_on_train_epoch_end=True, save_on_exception=True, enable_version_counter=False
+        "runs", "last", save_top_k=1, save_on_train_epoch_end=True, save_on_exception=True, enable_version_counter=False
     )
     try:
         trainer = L.Trainer(
             **options,
             num_sanity_val_steps=0,
-            logger=CSVLogger(out, name="", version=""),
+            logger=False,
             callbacks=[checkpoint, throughput, RichProgressBar(leave=True) if terminal else EpochLines()],
         )
     except (ValueError, RuntimeError, L.fabric.utilities.exceptions.MisconfigurationException) as error:
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from None
+    _check_processes(trainer.world_size)
+    out = Path("runs")
     if trainer.is_global_zero:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out: cannot make {str(out)!r}: {error.strerror}") from None
+        out = _make_output_folder(config, label)
+        checkpoint.dirpath = str(out.absolute())
         _keep_metrics(out)
         # For --config and --resume: the run, not where it was written.
         recipe = config.clone()
@@ -276,14 +327,19 @@ def _fit(name: str, arguments: list[str]) -> int:
         parser.save(recipe, str(out / "config.yaml"), overwrite=True)
         images = f"{len(data.train):,} training images, {len(data.test):,} test images of {data.num_classes} classes"
         print(f"{METHODS[name].name}, {config.model.backbone}, {images}; writing to {out}", flush=True)
+    trainer.logger = CSVLogger(out, name="", version="")  # writes in process 0 alone
 
     untrained = copy.deepcopy(model.backbone)
+    if synchronise and trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
+        _synchronise_batch_norm(model)
     start = time.perf_counter()
     try:
         trainer.fit(model, datamodule=data, ckpt_path=config.resume, weights_only=True if config.resume else None)
     except SystemExit:  # Lightning's answer to Ctrl-C, after the checkpoint
         if not trainer.interrupted:
             raise
+        if not trainer.is_global_zero:
+            return 130
         kept = out / "last.ckpt"  # unless it was stopped before the first step
         hint = f"; continue with: fastssl fit {name} --resume {kept}" if kept.exists() else ""
         print(f"\nstopped{hint}", file=sys.stderr)
@@ -307,6 +363,30 @@ def _fit(name: str, arguments: list[str]) -> int:
     _print_table(results)
     print(f"checkpoint, metrics.csv, config.yaml and results.json are in {out}")
     return 0
+
+
+def _check_processes(world_size: int) -> None:
+    """Refuse a launch by torchrun whose processes would each train alone, into the same folder."""
+    import torch
+
+    torchrun = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+    launched = int(os.environ["WORLD_SIZE"]) if torchrun else world_size
+    if launched != world_size:
+        raise UsageError(
+            f"trainer: --trainer.devices times --trainer.num_nodes must be {launched}, the number of processes that "
+            f"torchrun started, got {world_size}"
+        )
+
+
+def _synchronise_batch_norm(model: Any) -> None:
+    """Let BatchNorm take its statistics over all processes, as SimCLR does (section 2.1): in place, on GPUs only.
+
+    timm's conversion, since Lightning's loses the activation that many of timm's norms contain.
+    """
+    import timm.layers
+
+    for name, child in model.named_children():
+        model.add_module(name, timm.layers.convert_sync_batchnorm(child))
 
 
 def _evaluate(model: Any, untrained: Any, data: ImageData, device: Any) -> dict[str, dict[str, float]]:
@@ -370,5 +450,6 @@ def _print_table(results: dict[str, Any]) -> None:
         f"{results['epochs']} epochs in {results['training_seconds']:.0f} s, "
         f"{results['images_per_second']:.0f} images/s, "
         f"peak memory {f'{memory / 2**30:.2f} GiB' if memory else 'unknown'}\n"
-        "untrained: the same network and seed, BatchNorm statistics still 0 and 1; calibrated: taken from the images"
+        "untrained: the same network and seed, BatchNorm statistics still 0 and 1; calibrated: taken from the images\n"
+        "raw pixels: images larger than 64 x 64 are averaged down to at most 32 x 32"
     )

@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.data.base import Batch
+
+# Sides in pixels: images up to the first are features as they are, larger ones are averaged down to the second.
+_LARGEST_RAW_SIDE, _POOLED_SIDE = 64, 32
 
 
 class Features(NamedTuple):
@@ -84,5 +88,24 @@ def recompute_batch_statistics(
 
 
 def pixels(batches: Iterable[Batch]) -> Features:
-    """The images themselves as features, values in [0, 1]: the line that every representation has to be above."""
-    return extract(nn.Flatten(), lambda image: image.float() / 255, batches)
+    """The images themselves as features, values in [0, 1]: the line that every representation has to be above.
+
+    Images larger than 64 pixels in either direction are averaged down to at most 32 x 32 (D <= 3072): the linear probe
+    and k-NN cost time and memory in proportion to D, which would be 196 608 for images of 256 x 256, and fine detail at
+    a fixed place says nothing about the class.
+
+    Args:
+        batches: the images, in order, all of the same size.
+
+    Returns:
+        Features [N, C * H * W] of what the images are averaged down to, on the CPU.
+    """
+    return extract(nn.Flatten(), _small, batches)
+
+
+def _small(image: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    x = image.float() / 255
+    if max(height, width) > _LARGEST_RAW_SIDE:
+        x = F.adaptive_avg_pool2d(x, (min(height, _POOLED_SIDE), min(width, _POOLED_SIDE)))
+    return x

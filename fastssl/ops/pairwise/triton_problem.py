@@ -15,8 +15,11 @@ from fastssl.kernels.tiles import Tile
 from ..layout import contiguous, unit_stride
 from ..triton_launch import INTERPRETED, capability
 
-# Above it exp2(-2 s) leaves the range of normal float32 numbers, and the shift has to follow the data.
-FIXED_SHIFT_LIMIT = 40.0
+# Above it the shift follows the data. The log-sum alone could go to s = 43, where exp(-2 s) leaves the range of normal
+# float32 numbers. The gradient multiplies the weights by exp(s - lse), which is exp(2 s) where all that a row is
+# compared with lies opposite to it. At 30 that is 1e26 and leaves room for weights of 1e12, so for every loss scaler;
+# at 40 it is 6e34, which the 65536 of torch.amp.GradScaler carries to infinity.
+FIXED_SHIFT_LIMIT = 30.0
 
 _POSITIVES = {"none": 0, "diagonal": 1, "pair": 2, "key": 3}  # the numbers in kernels/pairwise/common.py
 
