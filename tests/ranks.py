@@ -37,8 +37,7 @@ def global_batch():
     return x0, x0 + 0.3 * torch.randn(N, FEATURES, generator=generator)
 
 
-def loss_of(encoder, x0, x1, learn_temperature, group=None):
-    z0, z1, temperature = encoder(x0, x1)
+def loss_of(z0, z1, temperature, learn_temperature, group=None):
     if learn_temperature:
         return functional.nt_xent(z0, z1, temperature, group=group)
     # The module as SimCLR uses it; the temperature takes part with weight 0, as DDP wants every parameter used.
@@ -90,9 +89,9 @@ def train_step(rank, world_size, backend, learn_temperature, compiled):
     encoder = torch.nn.parallel.DistributedDataParallel(Encoder())
     share = N // world_size
     x0, x1 = (x[rank * share : (rank + 1) * share] for x in global_batch())
-    step = torch.compile(loss_of, fullgraph=True, backend="aot_eager") if compiled else loss_of
+    loss_function = torch.compile(loss_of, fullgraph=True, backend="aot_eager") if compiled else loss_of
     with fastssl.backend(backend):
-        loss = step(encoder, x0, x1, learn_temperature, dist.group.WORLD)
+        loss = loss_function(*encoder(x0, x1), learn_temperature, dist.group.WORLD)
         loss.backward()
     return loss.item(), [p.grad.tolist() for p in encoder.module.parameters()]
 

@@ -15,7 +15,7 @@ from ranks import Encoder, frozen_view_step, global_batch, loss_of, run_ranks, t
 def test_gradient_equals_one_process_on_the_global_batch(world_size, backend, learn_temperature, compiled):
     with serving(backend, "cpu"):
         encoder = Encoder()
-        loss = loss_of(encoder, *global_batch(), learn_temperature)
+        loss = loss_of(*encoder(*global_batch()), learn_temperature)
         loss.backward()
     ranks = run_ranks(world_size, train_step, backend, learn_temperature, compiled)
     assert sum(rank_loss for rank_loss, _ in ranks) / world_size == pytest.approx(loss.item(), rel=1e-5)

@@ -58,10 +58,13 @@ def uniform(count: int, *, seed: int, epoch: int, index: Tensor, view: int) -> T
             raise ValueError(f"uniform: {name} must be in [0, 2^{bits}), got {value}")
     if index.dtype != torch.int64 or index.ndim != 1:
         raise ValueError(f"uniform: index must be int64 [B], got {index.dtype} {tuple(index.shape)}")
+    device = index.device
+    if device.type not in ("cpu", "cuda"):  # where 64-bit products are known to wrap
+        index = index.cpu()
     blocks = -(-count // 4)
     shape = (len(index), blocks)
     block = torch.arange(blocks, device=index.device).expand(shape)
     constant = torch.zeros(shape, dtype=torch.int64, device=index.device)
     counter = (block, constant + view, (index & _WORD)[:, None].expand(shape), constant + epoch)
     words = torch.stack(philox4x32(counter, (seed & _WORD, seed >> 32)), dim=-1).flatten(1)  # [B, 4 blocks]
-    return (words[:, :count] >> 8).float() * 2.0**-24
+    return (words[:, :count] >> 8).float().to(device) * 2.0**-24
