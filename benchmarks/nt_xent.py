@@ -315,8 +315,8 @@ FAMILY = Family(
     truth=truth,
     tiny_sizes=tiny_sizes,
     work=work,
-    work_model="with M = 2N, M^2 D FLOPs forward (half the symmetric matrix) and 4 M^2 D backward (computed again, and "
-    "the gradient's product)",
+    work_model="with M = 2N, M^2 D FLOPs forward (half the symmetric matrix) and 4 M^2 D backward (computed again in "
+    "full, and the gradient's product; who computes half again needs 3, so that more than 100% can be reached)",
     providers=PROVIDERS,
     optional=frozenset({"fastssl-cpp", "fastssl-triton", "fastssl-chunked"}),
 )
