@@ -15,6 +15,7 @@ namespace {
 using fastssl::GradOutputs;
 using fastssl::GradTerms;
 using fastssl::LogsumexpOutputs;
+using fastssl::LossOutputs;
 using fastssl::PairwiseProblem;
 using Address = std::uintptr_t;  // 0: absent
 
@@ -23,12 +24,13 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// What both operations take. Python builds it once per call from tensors that stay alive during the call.
+// What all operations take. Python builds it once per call from tensors that stay alive during the call.
 PairwiseProblem make_problem(Address q, Address k, std::int64_t rows, std::int64_t cols, std::int64_t dim,
-                             std::int64_t q_stride, std::int64_t k_stride, int dtype, double scale,
-                             bool normalize, int positives, Address row_key, Address col_key,
-                             bool exclude_self, bool exclude_positives, std::int64_t row_offset,
-                             std::int64_t col_offset, std::int64_t row_step, std::int64_t threads) {
+                             std::int64_t q_stride, std::int64_t k_stride, Address q_other,
+                             std::int64_t q_other_stride, int dtype, double scale, bool normalize,
+                             int positives, Address row_key, Address col_key, bool exclude_self,
+                             bool exclude_positives, std::int64_t row_offset, std::int64_t col_offset,
+                             std::int64_t row_step, std::int64_t threads) {
   PairwiseProblem p{};
   p.q = pointer<const void>(q);
   p.k = pointer<const void>(k);
@@ -37,6 +39,8 @@ PairwiseProblem make_problem(Address q, Address k, std::int64_t rows, std::int64
   p.dim = dim;
   p.q_stride = q_stride;
   p.k_stride = k_stride;
+  p.q_other = pointer<const void>(q_other);
+  p.q_other_stride = q_other_stride;
   p.dtype = static_cast<fastssl::DType>(dtype);
   p.scale = scale;
   p.normalize = normalize;
@@ -71,6 +75,14 @@ void pairwise_logsumexp_grad(const PairwiseProblem& problem, bool allow_bfloat16
   fastssl::pairwise_logsumexp_grad(problem, allow_bfloat16_product, row, col, outputs);
 }
 
+void pairwise_loss(const PairwiseProblem& problem, bool allow_bfloat16_product, double weight, Address loss,
+                   Address dq, Address dq_other, Address dscale) {
+  const LossOutputs outputs{pointer<void>(loss), pointer<void>(dq), pointer<void>(dq_other),
+                            pointer<void>(dscale)};
+  py::gil_scoped_release release;
+  fastssl::pairwise_loss(problem, allow_bfloat16_product, weight, outputs);
+}
+
 py::dict info(fastssl::Isa isa) {
   py::dict d;
   d["isa"] = fastssl::isa_name(isa);
@@ -91,16 +103,19 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<PairwiseProblem>(m, "PairwiseProblem")
       .def(py::init(&make_problem), py::kw_only(), py::arg("q"), py::arg("k"), py::arg("rows"),
-           py::arg("cols"), py::arg("dim"), py::arg("q_stride"), py::arg("k_stride"), py::arg("dtype"),
-           py::arg("scale"), py::arg("normalize"), py::arg("positives"), py::arg("row_key"),
-           py::arg("col_key"), py::arg("exclude_self"), py::arg("exclude_positives"), py::arg("row_offset"),
-           py::arg("col_offset"), py::arg("row_step"), py::arg("threads"));
+           py::arg("cols"), py::arg("dim"), py::arg("q_stride"), py::arg("k_stride"), py::arg("q_other"),
+           py::arg("q_other_stride"), py::arg("dtype"), py::arg("scale"), py::arg("normalize"),
+           py::arg("positives"), py::arg("row_key"), py::arg("col_key"), py::arg("exclude_self"),
+           py::arg("exclude_positives"), py::arg("row_offset"), py::arg("col_offset"), py::arg("row_step"),
+           py::arg("threads"));
   m.def("pairwise_logsumexp", &pairwise_logsumexp, py::arg("problem"), py::kw_only(),
         py::arg("allow_bfloat16_product"), py::arg("row_lse"), py::arg("positive"));
   m.def("pairwise_logsumexp_grad", &pairwise_logsumexp_grad, py::arg("problem"), py::kw_only(),
         py::arg("allow_bfloat16_product"), py::arg("row_lse"), py::arg("row_weight"),
         py::arg("row_positive_weight"), py::arg("col_lse"), py::arg("col_weight"),
         py::arg("col_positive_weight"), py::arg("dq"), py::arg("dscale"));
+  m.def("pairwise_loss", &pairwise_loss, py::arg("problem"), py::kw_only(), py::arg("allow_bfloat16_product"),
+        py::arg("weight"), py::arg("loss"), py::arg("dq"), py::arg("dq_other"), py::arg("dscale"));
   m.def(
       "info", [isa] { return info(isa); },
       "Instruction set in use, those compiled in, OpenMP, threads, fork state.");

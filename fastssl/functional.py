@@ -65,6 +65,14 @@ def nt_xent(
     checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
     scale, logit_scale = _inverse_temperature(name, temperature, z0)
 
+    of_both = z0.requires_grad and z1.requires_grad
+    alone = group is None or (isinstance(group, dist.ProcessGroup) and group.size() == 1)
+    if torch.is_grad_enabled() and of_both and alone and reduction != "none" and z0.dtype != torch.float16:
+        weight = 1.0 if reduction == "sum" else 0.5 / z0.shape[0]
+        return torch.ops.fastssl.nt_xent(
+            z0, z1, logit_scale, scale=scale, normalize=normalize, weight=weight, backend=backends.forced()
+        )[0]
+
     # Interleaved, the two views of an image are neighbours: positives lie next to the diagonal, where kernels look for
     # them, and a rank's rows are one contiguous range of the global batch.
     n, d = z0.shape

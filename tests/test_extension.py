@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fastssl import _extension
-from fastssl.ops.pairwise import cpp
+from fastssl.ops.pairwise import composed, cpp  # noqa: F401 - composed is for code that runs in other processes
 
 extension = _extension.load()
 needs_extension = pytest.mark.skipif(extension is None, reason=str(_extension.why_missing()))
@@ -112,8 +112,8 @@ def test_one_openmp_runtime_serves_pytorch_and_the_extension():
 @needs_extension
 def test_arguments_that_would_read_wild_memory_are_refused():
     problem = {
-        "q": 0, "k": 0, "rows": 1, "cols": 1, "dim": 1, "q_stride": 1, "k_stride": 1, "dtype": 0, "scale": 1.0,
-        "normalize": True, "positives": 0, "row_key": 0, "col_key": 0, "exclude_self": False,
+        "q": 0, "k": 0, "rows": 1, "cols": 1, "dim": 1, "q_stride": 1, "k_stride": 1, "q_other": 0, "q_other_stride": 0,
+        "dtype": 0, "scale": 1.0, "normalize": True, "positives": 0, "row_key": 0, "col_key": 0, "exclude_self": False,
         "exclude_positives": False, "row_offset": 0, "col_offset": 0, "row_step": 1, "threads": 1,
     }  # fmt: skip
     outputs = {"allow_bfloat16_product": False, "row_lse": 1, "positive": 1}
@@ -121,12 +121,21 @@ def test_arguments_that_would_read_wild_memory_are_refused():
         ({}, "q must not be null"),
         ({"q": 1, "rows": 0}, "at least 1"),
         ({"q": 1, "cols": 2}, "cols must equal rows"),
+        ({"q": 1, "q_other": 1}, "rows must be even"),
         ({"q": 1, "positives": 3}, "need row_key and col_key"),
         ({"q": 1, "positives": 4}, "unknown rule"),
         ({"q": 1, "dtype": 9}, "unknown dtype"),
     ):
         with pytest.raises(ValueError, match=message):
             extension.pairwise_logsumexp(extension.PairwiseProblem(**{**problem, **wrong}), **outputs)
+    outputs = {"allow_bfloat16_product": False, "weight": 1.0, "loss": 1, "dq": 1, "dq_other": 0, "dscale": 1}
+    for wrong, changed, message in (
+        ({"q": 1, "k": 1}, {}, "columns must be the rows"),
+        ({"q": 1}, {"loss": 0}, "outputs must not be null"),
+        ({"q": 1, "q_other": 1, "rows": 2, "cols": 2}, {}, "q_other needs dq_other"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extension.pairwise_loss(extension.PairwiseProblem(**{**problem, **wrong}), **{**outputs, **changed})
 
 
 # --- instruction sets ---------------------------------------------------------------------------------------
@@ -154,6 +163,15 @@ def test_every_instruction_set_gives_the_same_result(isa):
             if changes.get("exclude_self", True):
                 logits.fill_diagonal_(-torch.inf)
             torch.testing.assert_close(truth[0], logits.logsumexp(1), rtol=1e-14, atol=1e-13)
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            z0, z1 = here.rows(257, 33, dtype)[:128], here.rows(257, 33, dtype)[129:]
+            for scale in (10.0, 100.0):
+                rules = {"scale": scale, "normalize": True, "weight": 1.0}
+                loss, *gradients = here.cpp.nt_xent(z0, z1, None, **rules)
+                two = here.cpp.pairwise_logsumexp, here.cpp.pairwise_logsumexp_grad
+                expected, *apart = here.composed.nt_xent(*two, z0, z1, None, **rules)
+                torch.testing.assert_close(loss, expected)
+                assert all(torch.equal(a, b) for a, b in zip(gradients, apart)), (isa, dtype, scale)
         print(isa)
         """,
         FASTSSL_CPU_ISA=isa,

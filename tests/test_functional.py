@@ -139,6 +139,9 @@ def test_no_work_for_a_gradient_that_nobody_asked_for():
             nt_xent(z0, z1, 0.1)
     assert count.calls == [("pairwise_logsumexp", 12)] * 2
     with CountOperators() as count:
+        nt_xent(z0, z1, 0.1).backward()
+    assert count.calls == [("nt_xent", 6)], "loss and gradient at once"
+    with CountOperators() as count:
         nt_xent(z0, z1.detach(), 0.1).backward()
     assert count.calls == [("pairwise_logsumexp", 12), ("pairwise_logsumexp_grad", 6)], "only one view's rows"
     q, k = views(6)
@@ -239,9 +242,11 @@ def test_autocast_computes_in_its_dtype_and_returns_float32(dtype):
 
 def test_second_derivatives_and_vmap_raise():
     z0, z1 = views()
-    (first,) = torch.autograd.grad(nt_xent(z0, z1, 0.1), z0, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives"):
-        first.sum().backward()
+    for reduction in ("mean", "none"):  # in one operator and in two
+        loss = nt_xent(z0, z1, 0.1, reduction=reduction).sum()
+        (first,) = torch.autograd.grad(loss, z0, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            (first.sum() + z0.square().sum()).backward()
     with pytest.raises(NotImplementedError, match=r"does not support torch\.vmap"):
         torch.vmap(lambda a, b: nt_xent(a, b, 0.1))(torch.randn(2, 4, 3), torch.randn(2, 4, 3))
 
@@ -276,8 +281,8 @@ def test_the_backend_of_the_forward_pass_serves_the_backward_pass(monkeypatch):
     monkeypatch.setattr(reference, "pairwise_logsumexp_grad", lambda **k: called.append(1) or real(**k))
     z0, z1 = views()
     with fastssl.backend("reference"):
-        loss = nt_xent(z0, z1, 0.1)
-    loss.backward()
+        losses = nt_xent(z0, z1, 0.1, reduction="none")
+    losses.sum().backward()
     assert called == [1]
 
 

@@ -40,14 +40,23 @@ class Arena {
   std::size_t used_ = 0;
 };
 
-// Rows of one input as it was given.
+// The rows of one matrix, or of two in turns.
+struct Rows {
+  char* data[2];  // the second null: one matrix
+  std::int64_t stride[2];
+
+  char* row(std::int64_t i, DType dtype) const {
+    const std::int64_t turns = data[1] != nullptr ? 1 : 0, which = i & turns;
+    return data[which] + (i >> turns) * stride[which] * element_bytes(dtype);
+  }
+};
+
+// An input as it was given.
 struct Source {
-  const char* data;
-  std::int64_t count, dim, stride;
+  Rows rows;
+  std::int64_t count, dim;
   DType dtype;
   bool normalize;
-
-  const void* row(std::int64_t i) const { return data + i * stride * element_bytes(dtype); }
 };
 
 // One input, normalised and packed, in blocks of kBlock rows; rows past the end are zero.
@@ -93,7 +102,7 @@ struct Operand {
   // Row i as Real, normalised, zero from dim to row_stride. Returns the factor that normalised it.
   Real read_normalised(std::int64_t i, Real* out) const {
     const std::int64_t dim = source.dim;
-    read_row(source.dtype, source.row(i), dim, out);
+    read_row(source.dtype, source.rows.row(i, source.dtype), dim, out);
     for (std::int64_t d = dim; d < row_stride; ++d) out[d] = 0;
     if (!source.normalize) return 1;
     typename P::Vec squares{};

@@ -137,7 +137,11 @@ def define_gradient(name: str, *, setup_context: Callable[..., None], backward: 
 
         @staticmethod
         def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-            return (*backward(ctx, *gradients), None, None)
+            results = backward(ctx, *gradients)
+            if torch.is_grad_enabled():  # create_graph=True: the formula itself must not be differentiated
+                anchor = torch.zeros((), requires_grad=True)  # else a constant gradient passes for the derivative
+                results = (None if result is None else _Last.apply(name, result, anchor) for result in results)
+            return (*results, None, None)
 
     def below_autograd(keyset: Any, tensors: Sequence[Any], keywords: dict[str, Any]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -155,6 +159,19 @@ def define_gradient(name: str, *, setup_context: Callable[..., None], backward: 
     LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
 
 
+class _Last(torch.autograd.Function):
+    """A gradient that goes no further: a second derivative is a clear error instead of a wrong number."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, gradient: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
+        ctx.name = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise RuntimeError(f"fastssl::{ctx.name}: second derivatives of the fused losses are not implemented")
+
+
 def forbid_gradient(name: str) -> None:
     """Make differentiating a gradient operation a clear error instead of a silent zero."""
 
@@ -162,8 +179,6 @@ def forbid_gradient(name: str) -> None:
         pass
 
     def refuse(ctx: Any, *gradients: torch.Tensor) -> None:
-        raise RuntimeError(
-            f"fastssl::{name} has no derivative: second derivatives of the fused losses are not implemented"
-        )
+        raise RuntimeError(f"fastssl::{name}: second derivatives of the fused losses are not implemented")
 
     define_gradient(name, setup_context=nothing, backward=refuse)

@@ -52,6 +52,23 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
   std::vector<char> dq(rows * dim * size_of(dtype), '\xff'), dscale = vector_of(dtype, 1, kNaN);
   pairwise_logsumexp_grad(p, true, row, same ? none : col, {dq.data(), dscale.data()});
   good = good && all_finite(dscale, wide) && (size_of(dtype) == 2 || all_finite(dq, wide));
+  if (same) {  // all rows in one matrix, and where they are even in two that take turns
+    std::vector<char> loss = vector_of(dtype, 1, kNaN), other(rows / 2 * dim * size_of(dtype), '\xff');
+    dq.assign(rows * dim * size_of(dtype), '\xff');
+    pairwise_loss(p, true, 0.5, {loss.data(), dq.data(), nullptr, dscale.data()});
+    good = good && (alone || all_finite(loss, wide)) && (size_of(dtype) == 2 || all_finite(dq, wide));
+    if (rows % 2 == 0) {
+      const std::vector<char> first = matrix(dtype, rows / 2, dim, q_stride),
+                              second = matrix(dtype, rows / 2, dim, k_stride);
+      p.q = first.data();
+      p.q_other = second.data();
+      p.q_other_stride = k_stride;
+      dq.assign(rows / 2 * dim * size_of(dtype), '\xff');
+      pairwise_loss(p, true, 0.5, {loss.data(), dq.data(), other.data(), dscale.data()});
+      good = good && all_finite(loss, wide);
+      good = good && (size_of(dtype) == 2 || (all_finite(dq, wide) && all_finite(other, wide)));
+    }
+  }
   if (!good) {
     std::printf("not finite: dtype %d, %ld x %ld x %ld, positives %d, same %d, scale %g\n",
                 static_cast<int>(dtype), static_cast<long>(rows), static_cast<long>(cols),

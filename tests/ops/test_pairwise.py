@@ -11,7 +11,7 @@ from harness import BACKENDS, DTYPES, assert_as_accurate_as_eager, in_guard_band
 
 import fastssl
 from fastssl import functional
-from fastssl.ops.pairwise import reference
+from fastssl.ops.pairwise import composed, cpp, reference
 
 RULES = {
     "scale": 10.0,
@@ -399,3 +399,116 @@ def test_opcheck(backend, device, needs):
             (q.detach(), k.detach(), None, lse, lse, lse, None, None, None, None, None),
             {**NT_XENT, "row_step": 1, "backend": backend},
         )
+
+
+# ------------------------------------------------------------------------------- nt_xent: loss and gradient at once
+
+
+def both(z0, z1, logit_scale=None, *, scale=10.0, normalize=True, weight=1.0):
+    return torch.ops.fastssl.nt_xent(
+        z0, z1, logit_scale, scale=scale, normalize=normalize, weight=weight, backend=fastssl.backends.forced()
+    )
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("n", "dim", "scale"),
+    [(1, 4, 10.0), (3, 7, 10.0), (48, 33, 10.0), (97, 128, 25.0), (257, 64, 10.0), (60, 32, 80.0)],
+)
+def test_nt_xent_matches_float64(backend, device, dtype, n, dim, scale):
+    with serving(backend, device, dtype):
+        z0 = random(n, dim, dtype=dtype, device=device, seed=1)
+        z1 = z0 + 2 * random(n, dim, dtype=dtype, device=device, seed=2)
+        with poisoned_outputs():
+            results = both(z0, z1, scale=scale, weight=0.3)
+        eager = reference.nt_xent(z0, z1, None, scale=scale, normalize=True, weight=0.3)
+        truth = reference.nt_xent(z0.double(), z1.double(), None, scale=scale, normalize=True, weight=0.3)
+        # A single sum may happen to be right in eager PyTorch, so it needs a bound of its own for what rounding the
+        # rows to their dtype does to a logit: at most scale x eps, an eighth of it on average over many.
+        lost = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+        terms = torch.full((1,), 2 * n * 0.3 * (2 * scale + math.log(2 * n) + scale * lost / 64), dtype=torch.float64)
+        of_loss = (t[0].reshape(1) for t in (results, eager, truth))
+        assert_as_accurate_as_eager(*of_loss, terms, "loss", refuses_zeros=n > 3)
+        # the gradient's terms: G's rows add up to at most 4 weights, times unit rows, twice for the projection
+        for name, index, view in (("dz0", 1, z0), ("dz1", 2, z1)):
+            size = 8 * 0.3 * scale / view.double().norm(dim=1, keepdim=True) * (1 + min(scale, 20.0))
+            terms = size.expand(n, dim).cpu() / math.sqrt(dim)
+            assert_as_accurate_as_eager(results[index], eager[index], truth[index], terms, name, refuses_zeros=n > 1)
+        terms = torch.full((1,), 2 * n * 0.3 * max(1.0, lost / 16), dtype=torch.float64)  # G is rounded too
+        of_scale = (t[3].reshape(1) for t in (results, eager, truth))
+        assert_as_accurate_as_eager(*of_scale, terms, "dscale", refuses_zeros=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("rows", [3, 96, 1300])
+@pytest.mark.parametrize("logit_scale", [None, 8.0])
+def test_kept_exponentials_are_those_that_would_be_computed_again(dtype, rows, logit_scale):
+    """Bit for bit what the two operators give, also where only some blocks are kept (1300: more than 10 MB)."""
+    with serving("cpp", "cpu", dtype, "nt_xent"):
+        z0, z1 = (random(rows, 5, dtype=dtype, seed=seed) for seed in (1, 2))
+        s = None if logit_scale is None else torch.tensor(logit_scale)
+        rules = {"scale": 1.5, "normalize": True, "weight": 0.5 / rows}
+        apart = composed.nt_xent(cpp.pairwise_logsumexp, cpp.pairwise_logsumexp_grad, z0, z1, s, **rules)
+        loss, *gradients = both(z0, z1, s, **rules)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, apart[1:], strict=True))
+        torch.testing.assert_close(loss, apart[0])
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nt_xent_reads_views_of_any_stride_and_nothing_around_them(backend, device, dtype):
+    with serving(backend, device, dtype):
+        z0, z1 = (random(50, 19, dtype=dtype, device=device, seed=seed) for seed in (1, 2))
+        expected = both(z0, z1)
+        for a, b in (
+            (in_guard_band(z0), in_guard_band(z1, band=3)),
+            (z0.T.contiguous().T, z1),
+            (z0, z1.repeat_interleave(2, 0)[::2]),
+            torch.stack((z0, z1), dim=1).unbind(1),
+        ):
+            results = both(a, b)
+            assert all(torch.equal(x, y) for x, y in zip(results, expected, strict=True))
+            assert results[1].is_contiguous() and results[2].is_contiguous()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_nt_xent_gives_the_same_bits_on_any_number_of_threads(threads):
+    with serving("cpp", "cpu", operation="nt_xent"):
+        z0, z1 = (random(700, 40, seed=seed) for seed in (1, 2))
+        before, expected = torch.get_num_threads(), both(z0, z1)
+        try:
+            torch.set_num_threads(threads)
+            assert all(torch.equal(a, b) for _ in range(3) for a, b in zip(both(z0, z1), expected, strict=True))
+        finally:
+            torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_nt_xent_passes_nan_on_and_survives_zeros(backend, device):
+    with serving(backend, device):
+        z0, z1 = (random(60, 16, device=device, seed=seed) for seed in (1, 2))
+        z1[7] = 0
+        loss, dz0, dz1, d_scale = both(z0, z1)
+        others = torch.arange(60, device=device) != 7
+        assert loss.isfinite() and d_scale.isfinite() and dz0.isfinite().all() and dz1[others].isfinite().all()
+        z1[7, 3] = float("nan")
+        loss, dz0, dz1, d_scale = both(z0, z1)
+        assert loss.isnan() and d_scale.isnan() and dz0.isnan().all() and dz1.isnan().all()
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("needs", [(True, False), (True, True), (False, False)])
+def test_nt_xent_opcheck(backend, device, needs):
+    with serving(backend, device):
+        z0, z1 = (random(6, 8, device=device, seed=seed).requires_grad_(need) for seed, need in enumerate(needs))
+        rules = {"scale": 2.0, "normalize": True, "weight": 0.1, "backend": backend}
+        torch.library.opcheck(torch.ops.fastssl.nt_xent.default, (z0, z1, None), rules)
+        s = torch.tensor(1.5, device=device, requires_grad=True)
+        torch.library.opcheck(torch.ops.fastssl.nt_xent.default, (z0, z1, s), rules)
+
+
+def test_nt_xent_refuses_float16_whose_gradients_would_vanish():
+    z = torch.zeros(4, 3, dtype=torch.float16)
+    with pytest.raises(TypeError, match="float16"):
+        both(z, z)

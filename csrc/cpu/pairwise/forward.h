@@ -1,6 +1,7 @@
 // Log-sums and positives: each tile of similarities is turned into sums while it is still in registers.
 #pragma once
 
+#include "kept.h"
 #include "pass.h"
 
 namespace fastssl {
@@ -17,31 +18,34 @@ struct RowSums {
 };
 
 template <class P>
-class LogsumexpPass {
+class LogSums {
  public:
   using Real = typename P::Real;
   using Vec = typename P::Vec;
   using Ints = typename P::Ints;
 
-  LogsumexpPass(const PairwiseProblem& p, int threads, Arena& arena)
-      : pass_(p, threads, /*with_rows=*/false, arena),
-        rectangle_(pass_.q.blocks, pass_.k.blocks),
-        symmetric_(p.symmetric && pass_.fixed_shift),
+  // kept: where exponentials go that the gradient will want, or null.
+  LogSums(const Pass<P>& pass, const Kept<P>* kept, int threads, Arena& arena)
+      : pass_(pass),
+        kept_(kept),
+        rectangle_(pass.q.blocks, pass.k.blocks),
+        symmetric_(pass.problem.symmetric && pass.fixed_shift),
         parts_(symmetric_ ? 1 : rectangle_.chunks),
         row_sums_(arena.take<RowSums<P>>(threads)),
-        sum_(arena.take<Real>(parts_ * pass_.q.padded)),
-        positive_(arena.take<Real>(parts_ * pass_.q.padded)),
-        maximum_(pass_.fixed_shift ? nullptr : arena.take<Real>(parts_ * pass_.q.padded)) {}
+        sum_(arena.take<Real>(parts_ * pass.q.padded)),
+        positive_(arena.take<Real>(parts_ * pass.q.padded)),
+        maximum_(pass.fixed_shift ? nullptr : arena.take<Real>(parts_ * pass.q.padded)) {}
 
-  void run(Team& team, const LogsumexpOutputs& out) const {
+  // Before accumulate(), for each block of rows.
+  void reset(std::int64_t b) const {
+    for (std::int64_t part = 0; part < parts_; ++part) {
+      const std::int64_t first = part * pass_.q.padded + b * kBlock;
+      for (std::int64_t i = first; i < first + kBlock; ++i) sum_[i] = positive_[i] = 0;
+    }
+  }
+
+  void accumulate(Team& team) const {
     RowSums<P>& mine = row_sums_[team.thread()];
-    const auto clear_sums = [&](std::int64_t b) {
-      for (std::int64_t part = 0; part < parts_; ++part) {
-        const std::int64_t first = part * pass_.q.padded + b * kBlock;
-        for (std::int64_t i = first; i < first + kBlock; ++i) sum_[i] = positive_[i] = 0;
-      }
-    };
-    pass_.prepare(team, clear_sums, [](std::int64_t) {});
     const Mask<P> mask = pass_.mask();
     if (symmetric_) {
       Tournament(pass_.q.blocks)
@@ -59,7 +63,29 @@ class LogsumexpPass {
         }
       });
     }
-    team.for_each(pass_.q.blocks, [&](std::int64_t b) { finish(b, out); });
+  }
+
+  // After accumulate(): adds up the parts of block b's rows and writes them out.
+  void finish(std::int64_t b, Real* row_lse, Real* positive) const {
+    const std::int64_t end = (b + 1) * kBlock < pass_.problem.rows ? (b + 1) * kBlock : pass_.problem.rows;
+    for (std::int64_t i = b * kBlock; i < end; ++i) {
+      double base = pass_.shift, sum = 0, matched = 0;
+      if (!pass_.fixed_shift) {
+        base = maximum_[i];
+        for (std::int64_t part = 1; part < parts_; ++part) {
+          const double m = maximum_[part * pass_.q.padded + i];
+          base = m > base ? m : base;
+        }
+      }
+      for (std::int64_t part = 0; part < parts_; ++part) {
+        const std::int64_t at = part * pass_.q.padded + i;
+        sum += pass_.fixed_shift ? sum_[at] : sum_[at] * __builtin_exp2(maximum_[at] - base);
+        matched += positive_[at];
+      }
+      // An empty set sums to exactly 0, and its log is -inf whatever the shift.
+      row_lse[i] = static_cast<Real>(base * kLn2 + __builtin_log(sum));
+      positive[i] = static_cast<Real>(pass_.problem.scale * matched);
+    }
   }
 
  private:
@@ -68,15 +94,16 @@ class LogsumexpPass {
                    bool cols_too) const {
     const int height = tiles_extent(a, pass_.problem.rows, P::kRows),
               width = tiles_extent(b, pass_.problem.cols, P::kCols);
+    Real* keep = kept_ == nullptr ? nullptr : kept_->block(a, b);
     for (int i = 0; i < height; ++i) rows.sum[i] = rows.positive[i] = Vec{};
     for (int j = 0; j < width; j += P::kCols) {
       Vec col_sum[P::kVectors] = {}, col_positive[P::kVectors] = {};
       for (int i = 0; i < height; i += P::kRows) {
         const std::int64_t row = a * kBlock + i, col = b * kBlock + j;
         if (mask.touches(row, col)) {
-          fixed_tile<true>(mask, rows, a, b, i, j, col_sum, col_positive);
+          fixed_tile<true>(mask, rows, a, b, i, j, keep, col_sum, col_positive);
         } else {
-          fixed_tile<false>(mask, rows, a, b, i, j, col_sum, col_positive);
+          fixed_tile<false>(mask, rows, a, b, i, j, keep, col_sum, col_positive);
         }
       }
       if (!cols_too) continue;
@@ -95,9 +122,11 @@ class LogsumexpPass {
 
   template <bool kMasked>
   FASTSSL_INLINE void fixed_tile(const Mask<P>& mask, RowSums<P>& rows, std::int64_t a, std::int64_t b, int i,
-                                 int j, Vec (&col_sum)[P::kVectors], Vec (&col_positive)[P::kVectors]) const {
+                                 int j, Real* keep, Vec (&col_sum)[P::kVectors],
+                                 Vec (&col_positive)[P::kVectors]) const {
     Tile<P> c;
     similarities(c, a, b, i, j);
+    Real* kept = keep == nullptr ? nullptr : Kept<P>::tile(keep, i, j);
     FASTSSL_UNROLL
     for (int r = 0; r < P::kRows; ++r) {
       Ints in_sum[P::kVectors], matched[P::kVectors];
@@ -112,6 +141,7 @@ class LogsumexpPass {
           rows.positive[i + r] += match;
           col_positive[v] += match;
         }
+        if (kept != nullptr) P::store(kept + (r * P::kVectors + v) * P::kLanes, e);
         sum += e;
         col_sum[v] += e;
       }
@@ -196,35 +226,11 @@ class LogsumexpPass {
     multiply<P, 1, kBlock>(c, pass_.q.block(a) + i, pass_.k.block(b) + j, kBlock, pass_.k.steps);
   }
 
-  // Adds up the parts of block b's rows and writes them out.
-  void finish(std::int64_t b, const LogsumexpOutputs& out) const {
-    Real* row_lse = static_cast<Real*>(out.row_lse);
-    Real* positive = static_cast<Real*>(out.positive);
-    const std::int64_t end = (b + 1) * kBlock < pass_.problem.rows ? (b + 1) * kBlock : pass_.problem.rows;
-    for (std::int64_t i = b * kBlock; i < end; ++i) {
-      double base = pass_.shift, sum = 0, matched = 0;
-      if (!pass_.fixed_shift) {
-        base = maximum_[i];
-        for (std::int64_t part = 1; part < parts_; ++part) {
-          const double m = maximum_[part * pass_.q.padded + i];
-          base = m > base ? m : base;
-        }
-      }
-      for (std::int64_t part = 0; part < parts_; ++part) {
-        const std::int64_t at = part * pass_.q.padded + i;
-        sum += pass_.fixed_shift ? sum_[at] : sum_[at] * __builtin_exp2(maximum_[at] - base);
-        matched += positive_[at];
-      }
-      // An empty set sums to exactly 0, and its log is -inf whatever the shift.
-      row_lse[i] = static_cast<Real>(base * kLn2 + __builtin_log(sum));
-      positive[i] = static_cast<Real>(pass_.problem.scale * matched);
-    }
-  }
-
   static constexpr Real kLowest =
       sizeof(Real) == 4 ? static_cast<Real>(-3.4e38) : static_cast<Real>(-1.7e308);
 
-  Pass<P> pass_;
+  const Pass<P>& pass_;
+  const Kept<P>* kept_;
   Rectangle rectangle_;
   bool symmetric_;
   std::int64_t parts_;

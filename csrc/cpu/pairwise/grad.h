@@ -3,6 +3,7 @@
 // from the same block.
 #pragma once
 
+#include "kept.h"
 #include "pass.h"
 
 namespace fastssl {
@@ -47,36 +48,41 @@ struct Terms {
 };
 
 template <class P>
-class GradPass {
+class Gradient {
  public:
   using Real = typename P::Real;
   using Vec = typename P::Vec;
   using Ints = typename P::Ints;
   using Weights = typename P::Weights;
 
-  GradPass(const PairwiseProblem& p, const GradTerms& row, const GradTerms& col, int threads, Arena& arena)
-      : pass_(p, threads, /*with_rows=*/true, arena),
-        rectangle_(pass_.q.blocks, pass_.k.blocks),
-        parts_(p.symmetric ? 1 : rectangle_.chunks),
-        stride_(pass_.q.row_stride),
-        row_(row, p.rows, pass_.q.padded, pass_.fixed_shift, arena),
-        col_(p.symmetric ? row_ : Terms<P>(col, p.cols, pass_.k.padded, pass_.fixed_shift, arena)),
+  // kept: exponentials that need not be computed again, or null.
+  Gradient(const Pass<P>& pass, const GradTerms& row, const GradTerms& col, const Kept<P>* kept, int threads,
+           Arena& arena)
+      : pass_(pass),
+        kept_(kept),
+        rectangle_(pass.q.blocks, pass.k.blocks),
+        parts_(pass.problem.symmetric ? 1 : rectangle_.chunks),
+        stride_(pass.q.row_stride),
+        row_(row, pass.problem.rows, pass.q.padded, pass.fixed_shift, arena),
+        col_(pass.problem.symmetric
+                 ? row_
+                 : Terms<P>(col, pass.problem.cols, pass.k.padded, pass.fixed_shift, arena)),
         weights_(arena.take<Weights>(threads)),
-        grad_(arena.take<Real>(parts_ * pass_.q.padded * stride_)),
-        scale_terms_(arena.take<double>(p.rows)) {}
+        grad_(arena.take<Real>(parts_ * pass.q.padded * stride_)),
+        scale_terms_(arena.take<double>(pass.problem.rows)) {}
 
-  void run(Team& team, const GradOutputs& out) const {
-    const double shift = pass_.shift * kLn2;  // the rounded one that the tiles subtract
-    const auto prepare_rows = [&](std::int64_t b) {
-      row_.prepare(b, shift);
-      for (std::int64_t part = 0; part < parts_; ++part) {
-        __builtin_memset(grad_block(part, b), 0, static_cast<std::size_t>(kBlock * stride_) * sizeof(Real));
-      }
-    };
-    const auto prepare_cols = [&](std::int64_t b) {
-      if (!pass_.problem.symmetric) col_.prepare(b, shift);
-    };
-    pass_.prepare(team, prepare_rows, prepare_cols);
+  // Before accumulate(), for each block of rows and of columns. The terms' log-sums must be there.
+  void prepare_rows(std::int64_t b) const { row_.prepare(b, pass_.shift * kLn2); }  // as rounded in the tiles
+  void prepare_cols(std::int64_t b) const {
+    if (!pass_.problem.symmetric) col_.prepare(b, pass_.shift * kLn2);
+  }
+  void reset(std::int64_t b) const {
+    for (std::int64_t part = 0; part < parts_; ++part) {
+      __builtin_memset(grad_block(part, b), 0, static_cast<std::size_t>(kBlock * stride_) * sizeof(Real));
+    }
+  }
+
+  void accumulate(Team& team) const {
     const Mask<P> mask = pass_.mask();
     Weights& w = weights_[team.thread()];
     if (pass_.problem.symmetric) {
@@ -91,11 +97,40 @@ class GradPass {
         for (std::int64_t b = b0; b < b1; ++b) block(mask, w, a, b, part, false);
       });
     }
-    Real* scratch = pass_.scratch_of(team);
-    team.for_each(pass_.q.blocks, [&](std::int64_t b) { finish(b, scratch, out); });
   }
 
-  // After run(): the derivative with respect to s, added up in the order of the rows.
+  // After accumulate(): adds up the parts of block b's rows, goes back through the normalisation and writes
+  // dq.
+  void finish(std::int64_t b, Real* scratch, const Rows& dq) const {
+    const PairwiseProblem& p = pass_.problem;
+    const std::int64_t dim = p.dim, padded_dim = round_up(dim, P::kCols);
+    const std::int64_t end = (b + 1) * kBlock < p.rows ? (b + 1) * kBlock : p.rows;
+    const Real clamped = 1 / Operand<P>::kSmallestNorm;
+    const Real scale = static_cast<Real>(p.scale);
+    for (std::int64_t i = b * kBlock; i < end; ++i) {
+      Real* unit = scratch;  // q^_i from the input: not rounded to bfloat16
+      Real* grad = grad_ + i * stride_;
+      const Real inverse = pass_.q.read_normalised(i, unit);
+      for (std::int64_t part = 1; part < parts_; ++part) {
+        const Real* more = grad + part * pass_.q.padded * stride_;
+        for (std::int64_t d = 0; d < padded_dim; d += P::kLanes)
+          P::store(grad + d, P::load(grad + d) + P::load(more + d));
+      }
+      Vec along{};
+      for (std::int64_t d = 0; d < padded_dim; d += P::kLanes) along += P::load(grad + d) * P::load(unit + d);
+      const Real dot = P::sum(along);
+      scale_terms_[i] = dot;
+      // A norm below the smallest is a constant, as in torch.nn.functional.normalize: nothing to project out.
+      const Real projected = p.normalize && inverse != clamped ? dot : 0;
+      const Real factor = p.normalize ? scale * inverse : scale;
+      for (std::int64_t d = 0; d < padded_dim; d += P::kLanes) {
+        P::store(grad + d, (P::load(grad + d) - P::load(unit + d) * projected) * factor);
+      }
+      write_row(p.dtype, grad, dim, dq.row(i, p.dtype));
+    }
+  }
+
+  // After finish(): the derivative with respect to s, added up in the order of the rows.
   Real scale_gradient() const {
     double sum = 0;
     for (std::int64_t i = 0; i < pass_.problem.rows; ++i) sum += scale_terms_[i];
@@ -111,15 +146,20 @@ class GradPass {
              bool cols_too) const {
     const PairwiseProblem& p = pass_.problem;
     const int height = tiles_extent(a, p.rows, P::kRows), width = tiles_extent(b, p.cols, P::kCols);
+    Real* kept = kept_ == nullptr ? nullptr : kept_->block(a, b);
     for (int j = 0; j < width; j += P::kCols) {
       for (int i = 0; i < height; i += P::kRows) {
         const bool masked = mask.touches(a * kBlock + i, b * kBlock + j);
-        if (pass_.fixed_shift) {
-          masked ? weights_tile<true, true>(mask, w, a, b, i, j, cols_too)
-                 : weights_tile<true, false>(mask, w, a, b, i, j, cols_too);
+        if (kept != nullptr) {
+          const Real* tile = Kept<P>::tile(kept, i, j);
+          masked ? weights_tile<From::kKept, true>(mask, w, a, b, i, j, tile, cols_too)
+                 : weights_tile<From::kKept, false>(mask, w, a, b, i, j, tile, cols_too);
+        } else if (pass_.fixed_shift) {
+          masked ? weights_tile<From::kFixed, true>(mask, w, a, b, i, j, nullptr, cols_too)
+                 : weights_tile<From::kFixed, false>(mask, w, a, b, i, j, nullptr, cols_too);
         } else {
-          masked ? weights_tile<false, true>(mask, w, a, b, i, j, cols_too)
-                 : weights_tile<false, false>(mask, w, a, b, i, j, cols_too);
+          masked ? weights_tile<From::kOnline, true>(mask, w, a, b, i, j, nullptr, cols_too)
+                 : weights_tile<From::kOnline, false>(mask, w, a, b, i, j, nullptr, cols_too);
         }
       }
     }
@@ -146,13 +186,17 @@ class GradPass {
     }
   }
 
-  template <bool kFixedShift, bool kMasked>
+  // Where a tile's exponentials come from: left by the log-sums, or recomputed with either shift.
+  enum class From { kKept, kFixed, kOnline };
+
+  template <From kFrom, bool kMasked>
   __attribute__((noinline)) void weights_tile(const Mask<P>& mask, Weights& w, std::int64_t a, std::int64_t b,
-                                              int i, int j, bool cols_too) const {
+                                              int i, int j, const Real* kept, bool cols_too) const {
     const std::int64_t row = a * kBlock + i, col = b * kBlock + j;
     Tile<P> g;
     clear<P>(g);
-    multiply<P, 1, kBlock>(g, pass_.q.block(a) + i, pass_.k.block(b) + j, kBlock, pass_.k.steps);
+    if (kFrom != From::kKept)
+      multiply<P, 1, kBlock>(g, pass_.q.block(a) + i, pass_.k.block(b) + j, kBlock, pass_.k.steps);
     FASTSSL_UNROLL
     for (int r = 0; r < P::kRows; ++r) {
       Ints in_sum[P::kVectors], matched[P::kVectors];
@@ -161,13 +205,14 @@ class GradPass {
       for (int v = 0; v < P::kVectors; ++v) {
         const std::int64_t at = col + v * P::kLanes;
         Vec weight;
-        if (kFixedShift) {
-          weight = P::exp2(pass_.exponent(g[r][v], pass_.shift)) *
-                   (P::load(col_.factor + at) + row_.factor[row + r]);
-        } else {
+        if (kFrom == From::kOnline) {
           weight =
               P::exp2_any(pass_.exponent(g[r][v], row_.log2_sum[row + r])) * row_.factor[row + r] +
               P::exp2_any(pass_.exponent(g[r][v], P::load(col_.log2_sum + at))) * P::load(col_.factor + at);
+        } else {
+          const Vec e = kFrom == From::kKept ? P::load(kept + (r * P::kVectors + v) * P::kLanes)
+                                             : P::exp2(pass_.exponent(g[r][v], pass_.shift));
+          weight = e * (P::load(col_.factor + at) + row_.factor[row + r]);
         }
         if (kMasked) {
           // Folded in here, before bfloat16 weights are rounded: near a positive the two nearly cancel.
@@ -180,37 +225,8 @@ class GradPass {
     P::store_weights(w, i, j, g, cols_too);
   }
 
-  // Adds up the parts of block b's rows, goes back through the normalisation and writes dq.
-  void finish(std::int64_t b, Real* scratch, const GradOutputs& out) const {
-    const PairwiseProblem& p = pass_.problem;
-    const std::int64_t dim = p.dim, padded_dim = round_up(dim, P::kCols);
-    const std::int64_t end = (b + 1) * kBlock < p.rows ? (b + 1) * kBlock : p.rows;
-    const Real clamped = 1 / Operand<P>::kSmallestNorm;
-    const Real scale = static_cast<Real>(p.scale);
-    for (std::int64_t i = b * kBlock; i < end; ++i) {
-      Real* unit = scratch;  // q^_i from the input: not rounded to bfloat16
-      Real* grad = grad_ + i * stride_;
-      const Real inverse = pass_.q.read_normalised(i, unit);
-      for (std::int64_t part = 1; part < parts_; ++part) {
-        const Real* more = grad + part * pass_.q.padded * stride_;
-        for (std::int64_t d = 0; d < padded_dim; d += P::kLanes)
-          P::store(grad + d, P::load(grad + d) + P::load(more + d));
-      }
-      Vec along{};
-      for (std::int64_t d = 0; d < padded_dim; d += P::kLanes) along += P::load(grad + d) * P::load(unit + d);
-      const Real dot = P::sum(along);
-      scale_terms_[i] = dot;
-      // A norm below the smallest is a constant, as in torch.nn.functional.normalize: nothing to project out.
-      const Real projected = p.normalize && inverse != clamped ? dot : 0;
-      const Real factor = p.normalize ? scale * inverse : scale;
-      for (std::int64_t d = 0; d < padded_dim; d += P::kLanes) {
-        P::store(grad + d, (P::load(grad + d) - P::load(unit + d) * projected) * factor);
-      }
-      write_row(p.dtype, grad, dim, static_cast<char*>(out.dq) + i * dim * element_bytes(p.dtype));
-    }
-  }
-
-  Pass<P> pass_;
+  const Pass<P>& pass_;
+  const Kept<P>* kept_;
   Rectangle rectangle_;
   std::int64_t parts_;
   std::int64_t stride_;

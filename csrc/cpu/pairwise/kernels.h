@@ -11,39 +11,143 @@ namespace fastssl {
 namespace FASTSSL_ISA {
 namespace pairwise {
 
-inline double multiply_adds(const PairwiseProblem& p) {
-  return static_cast<double>(p.rows) * static_cast<double>(p.cols) * static_cast<double>(p.dim);
-}
-
-// Lays a pass out twice: first to measure its memory, then in the borrowed workspace; then runs it.
 template <class P>
-void logsumexp(const PairwiseProblem& p, const LogsumexpOutputs& out) {
-  const int threads = threads_for(p.threads, multiply_adds(p));
+class LogsumexpKernels {
+ public:
+  using Real = typename P::Real;
+
+  LogsumexpKernels(const PairwiseProblem& p, int threads, Arena& arena)
+      : pass_(p, threads, /*with_rows=*/false, arena), sums_(pass_, nullptr, threads, arena) {}
+
+  void run(Team& team, const LogsumexpOutputs& out) const {
+    pass_.prepare(team, [&](std::int64_t b) { sums_.reset(b); }, [](std::int64_t) {});
+    sums_.accumulate(team);
+    team.for_each(pass_.q.blocks, [&](std::int64_t b) {
+      sums_.finish(b, static_cast<Real*>(out.row_lse), static_cast<Real*>(out.positive));
+    });
+  }
+
+ private:
+  Pass<P> pass_;
+  LogSums<P> sums_;
+};
+
+template <class P>
+class GradKernels {
+ public:
+  using Real = typename P::Real;
+
+  GradKernels(const PairwiseProblem& p, int threads, Arena& arena, const GradTerms& row, const GradTerms& col)
+      : pass_(p, threads, /*with_rows=*/true, arena), gradient_(pass_, row, col, nullptr, threads, arena) {}
+
+  void run(Team& team, const GradOutputs& out) const {
+    const auto prepare_rows = [&](std::int64_t b) {
+      gradient_.prepare_rows(b);
+      gradient_.reset(b);
+    };
+    pass_.prepare(team, prepare_rows, [&](std::int64_t b) { gradient_.prepare_cols(b); });
+    gradient_.accumulate(team);
+    const Rows dq{{static_cast<char*>(out.dq), nullptr}, {pass_.problem.dim, 0}};
+    team.for_each(pass_.q.blocks, [&](std::int64_t b) { gradient_.finish(b, pass_.scratch_of(team), dq); });
+    if (team.thread() == 0) *static_cast<Real*>(out.dscale) = gradient_.scale_gradient();
+  }
+
+ private:
+  Pass<P> pass_;
+  Gradient<P> gradient_;
+};
+
+// Rows among themselves: packed once, log-sums, then the gradient with the same weight for every row.
+template <class P>
+class LossKernels {
+ public:
+  using Real = typename P::Real;
+
+  LossKernels(const PairwiseProblem& p, int threads, Arena& arena, double weight)
+      : pass_(p, threads, /*with_rows=*/true, arena),
+        weight_(weight),
+        row_lse_(arena.take<Real>(p.rows)),
+        positive_(arena.take<Real>(p.rows)),
+        lse_weight_(arena.take<Real>(p.rows)),
+        positive_weight_(arena.take<Real>(p.rows)),
+        terms_{row_lse_, lse_weight_, positive_weight_},
+        kept_(pass_.fixed_shift ? pass_.q.blocks : 0, arena),
+        sums_(pass_, pass_.fixed_shift ? &kept_ : nullptr, threads, arena),
+        gradient_(pass_, terms_, terms_, pass_.fixed_shift ? &kept_ : nullptr, threads, arena) {}
+
+  void run(Team& team, const LossOutputs& out) const {
+    const auto reset = [&](std::int64_t b) {
+      sums_.reset(b);
+      gradient_.reset(b);
+    };
+    pass_.prepare(team, reset, [](std::int64_t) {});
+    sums_.accumulate(team);
+    team.for_each(pass_.q.blocks, [&](std::int64_t b) {
+      sums_.finish(b, row_lse_, positive_);
+      const std::int64_t end = (b + 1) * kBlock < pass_.problem.rows ? (b + 1) * kBlock : pass_.problem.rows;
+      for (std::int64_t i = b * kBlock; i < end; ++i) {
+        lse_weight_[i] = static_cast<Real>(weight_);
+        positive_weight_[i] = -lse_weight_[i];
+      }
+      gradient_.prepare_rows(b);
+      gradient_.prepare_cols(b);
+    });
+    gradient_.accumulate(team);
+    const std::int64_t dim = pass_.problem.dim;
+    const Rows dq{{static_cast<char*>(out.dq), static_cast<char*>(out.dq_other)}, {dim, dim}};
+    team.for_each(pass_.q.blocks, [&](std::int64_t b) { gradient_.finish(b, pass_.scratch_of(team), dq); });
+    if (team.thread() != 0) return;
+    double loss = 0;
+    for (std::int64_t i = 0; i < pass_.problem.rows; ++i)
+      loss += static_cast<double>(row_lse_[i]) - static_cast<double>(positive_[i]);
+    *static_cast<Real*>(out.loss) = static_cast<Real>(weight_ * loss);
+    *static_cast<Real*>(out.dscale) = gradient_.scale_gradient();
+  }
+
+ private:
+  Pass<P> pass_;
+  double weight_;
+  Real *row_lse_, *positive_, *lse_weight_, *positive_weight_;  // [rows]
+  GradTerms terms_;
+  Kept<P> kept_;
+  LogSums<P> sums_;
+  Gradient<P> gradient_;
+};
+
+// Lays the kernels' memory out twice, first to measure it, then in the borrowed workspace; then runs them.
+template <class Kernels, class Outputs, class... Arguments>
+void run(const PairwiseProblem& p, const Outputs& out, const Arguments&... arguments) {
+  const double multiply_adds =
+      static_cast<double>(p.rows) * static_cast<double>(p.cols) * static_cast<double>(p.dim);
+  const int threads = threads_for(p.threads, multiply_adds);
   Arena measure(nullptr);
-  LogsumexpPass<P>(p, threads, measure);
+  Kernels(p, threads, measure, arguments...);
   WorkspaceLease workspace(measure.used());
   Arena arena(workspace.data());
-  const LogsumexpPass<P> pass(p, threads, arena);
-  run_team(threads, [&](Team& team) { pass.run(team, out); });
+  const Kernels kernels(p, threads, arena, arguments...);
+  run_team(threads, [&](Team& team) { kernels.run(team, out); });
+}
+
+template <class P>
+void logsumexp(const PairwiseProblem& p, const LogsumexpOutputs& out) {
+  run<LogsumexpKernels<P>>(p, out);
 }
 
 template <class P>
 void grad(const PairwiseProblem& p, const GradTerms& row, const GradTerms& col, const GradOutputs& out) {
-  const int threads = threads_for(p.threads, multiply_adds(p));
-  Arena measure(nullptr);
-  GradPass<P>(p, row, col, threads, measure);
-  WorkspaceLease workspace(measure.used());
-  Arena arena(workspace.data());
-  const GradPass<P> pass(p, row, col, threads, arena);
-  run_team(threads, [&](Team& team) { pass.run(team, out); });
-  *static_cast<typename P::Real*>(out.dscale) = pass.scale_gradient();
+  run<GradKernels<P>>(p, out, row, col);
+}
+
+template <class P>
+void loss(const PairwiseProblem& p, double weight, const LossOutputs& out) {
+  run<LossKernels<P>>(p, out, weight);
 }
 
 template <class I>
 PairwiseKernels plain_kernels() {
   using F = PlainProduct<I, float>;
   using D = PlainProduct<I, double>;
-  return {logsumexp<F>, logsumexp<D>, nullptr, grad<F>, grad<D>, nullptr};
+  return {logsumexp<F>, logsumexp<D>, nullptr, grad<F>, grad<D>, nullptr, loss<F>, loss<D>, nullptr};
 }
 
 }  // namespace pairwise

@@ -21,6 +21,7 @@ PairwiseKernels make_kernels() {
       const PairwiseKernels bf16 = avx512_bf16::pairwise_kernels();
       kernels.logsumexp_bfloat16 = bf16.logsumexp_bfloat16;
       kernels.grad_bfloat16 = bf16.grad_bfloat16;
+      kernels.loss_bfloat16 = bf16.loss_bfloat16;
     }
 #endif
     return kernels;
@@ -66,6 +67,7 @@ void check_and_complete(PairwiseProblem& p, DenseKeys& keys) {
   require(p.q != nullptr, "pairwise: q must not be null");
   require(p.rows >= 1 && p.cols >= 1 && p.dim >= 1, "pairwise: rows, cols and dim must be at least 1");
   require(p.k != nullptr || p.rows == p.cols, "pairwise: without k, cols must equal rows");
+  require(p.q_other == nullptr || p.rows % 2 == 0, "pairwise: with q_other, rows must be even");
   require(p.positives >= Positives::kNone && p.positives <= Positives::kKey,
           "pairwise: unknown rule of positives");
   require(p.positives != Positives::kKey || (p.row_key != nullptr && p.col_key != nullptr),
@@ -130,6 +132,18 @@ void pairwise_logsumexp_grad(PairwiseProblem p, bool allow_bfloat16_product, con
   const PairwiseKernels& all = kernels();
   pick(p, allow_bfloat16_product, all.grad_float32, all.grad_float64, all.grad_bfloat16)(p, row, columns,
                                                                                          outputs);
+}
+
+void pairwise_loss(PairwiseProblem p, bool allow_bfloat16_product, double weight,
+                   const LossOutputs& outputs) {
+  DenseKeys keys;
+  check_and_complete(p, keys);
+  require(p.symmetric, "pairwise_loss: the columns must be the rows");
+  require(outputs.loss != nullptr && outputs.dq != nullptr && outputs.dscale != nullptr,
+          "pairwise_loss: outputs must not be null");
+  require((outputs.dq_other == nullptr) == (p.q_other == nullptr), "pairwise_loss: q_other needs dq_other");
+  const PairwiseKernels& all = kernels();
+  pick(p, allow_bfloat16_product, all.loss_float32, all.loss_float64, all.loss_bfloat16)(p, weight, outputs);
 }
 
 }  // namespace fastssl

@@ -1,4 +1,5 @@
-// The pairwise log-sum-exp and its gradient: arguments, and the table of kernels of one instruction set.
+// The pairwise log-sum-exp, its gradient, and loss and gradient at once: arguments, and the table of kernels
+// of one instruction set.
 //
 // For rows q [M, D] and columns k [N, D], with unit rows q^ and k^ where `normalize` is set:
 //   c_ij = q^_i . k^_j,  x_ij = s c_ij,
@@ -25,6 +26,8 @@ struct PairwiseProblem {
   const void* q;  // [rows, dim], `dtype`, q_stride elements from row to row
   const void* k;  // [cols, dim], or null: the columns are q itself
   std::int64_t rows, cols, dim, q_stride, k_stride;
+  const void* q_other;  // null, or [rows / 2, dim]: row 2n is row n of q and row 2n + 1 row n of q_other
+  std::int64_t q_other_stride;
   DType dtype;
   double scale;  // s
   bool normalize;
@@ -58,15 +61,24 @@ struct GradOutputs {
   void* dscale;  // [] Real
 };
 
+struct LossOutputs {
+  void* loss;      // [] Real: weight x the sum over the rows of row_lse - positive
+  void* dq;        // [rows, dim] or, with q_other, [rows / 2, dim]; `dtype`, contiguous
+  void* dq_other;  // with q_other: [rows / 2, dim]
+  void* dscale;    // [] Real
+};
+
 using LogsumexpKernel = void (*)(const PairwiseProblem&, const LogsumexpOutputs&);
 using GradKernel = void (*)(const PairwiseProblem&, const GradTerms& row, const GradTerms& col,
                             const GradOutputs&);
+using LossKernel = void (*)(const PairwiseProblem&, double weight, const LossOutputs&);
 
 // One entry per arithmetic of the two products. A null bfloat16 entry: the instruction set has no such
 // product.
 struct PairwiseKernels {
   LogsumexpKernel logsumexp_float32, logsumexp_float64, logsumexp_bfloat16;
   GradKernel grad_float32, grad_float64, grad_bfloat16;
+  LossKernel loss_float32, loss_float64, loss_bfloat16;
 };
 
 namespace baseline {
@@ -88,5 +100,9 @@ void pairwise_logsumexp(PairwiseProblem problem, bool allow_bfloat16_product,
                         const LogsumexpOutputs& outputs);
 void pairwise_logsumexp_grad(PairwiseProblem problem, bool allow_bfloat16_product, const GradTerms& row,
                              const GradTerms& col, const GradOutputs& outputs);
+// Loss and gradient of rows among themselves (k null): one pass over the inputs, and where there is room the
+// exponentials of the log-sums are not computed again for the gradient.
+void pairwise_loss(PairwiseProblem problem, bool allow_bfloat16_product, double weight,
+                   const LossOutputs& outputs);
 
 }  // namespace fastssl

@@ -15,7 +15,8 @@ struct Shape {
 
 PairwiseKernels pairwise_kernels() {
   using B = Bfloat16Product<pairwise::Shape>;
-  return {nullptr, nullptr, pairwise::logsumexp<B>, nullptr, nullptr, pairwise::grad<B>};
+  return {nullptr, nullptr, pairwise::logsumexp<B>, nullptr, nullptr, pairwise::grad<B>,
+          nullptr, nullptr, pairwise::loss<B>};
 }
 
 }  // namespace avx512_bf16

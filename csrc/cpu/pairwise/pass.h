@@ -15,13 +15,17 @@ namespace pairwise {
 // which a loss scaler multiplies by 2^16 and more.
 constexpr double kFixedShiftLimit = 30;
 
+// Inputs are only read; Rows serves outputs too.
+inline char* address(const void* data) { return static_cast<char*>(const_cast<void*>(data)); }
+
 inline Source rows_of(const PairwiseProblem& p) {
-  return {static_cast<const char*>(p.q), p.rows, p.dim, p.q_stride, p.dtype, p.normalize};
+  const Rows rows{{address(p.q), address(p.q_other)}, {p.q_stride, p.q_other_stride}};
+  return {rows, p.rows, p.dim, p.dtype, p.normalize};
 }
 
 inline Source columns_of(const PairwiseProblem& p) {
   if (p.k == nullptr) return rows_of(p);
-  return {static_cast<const char*>(p.k), p.cols, p.dim, p.k_stride, p.dtype, p.normalize};
+  return {{{address(p.k), nullptr}, {p.k_stride, 0}}, p.cols, p.dim, p.dtype, p.normalize};
 }
 
 template <class P>

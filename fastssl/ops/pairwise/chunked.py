@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from . import composed
 from .reference import through_normalize, unit_rows
 
 BLOCK_LOGITS = 1 << 22
@@ -187,6 +189,9 @@ def pairwise_logsumexp_grad(
         radial[here] = (d_cosine * rows[here]).sum(1)
         dq[here] = through_normalize(d_cosine.mul_(s), q[here], normalize).to(q.dtype)
     return dq, radial.sum()
+
+
+nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 
 def _operands(q: Tensor, k: Tensor | None, normalize: bool) -> tuple[Tensor, Tensor]:

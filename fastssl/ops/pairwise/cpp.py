@@ -98,6 +98,35 @@ def pairwise_logsumexp_grad(
     return dq, d_scale
 
 
+def nt_xent(
+    z0: Tensor,  # [N, D]
+    z1: Tensor,  # [N, D]
+    logit_scale: Tensor | None,  # []
+    *,
+    scale: float,
+    normalize: bool,
+    weight: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See ``composed.nt_xent``; one kernel, to which the views are the even and the odd rows of one matrix."""
+    loss, d_scale = torch.empty(2, dtype=_accumulator(z0)).unbind()
+    dz0, dz1 = torch.empty(z0.shape, dtype=z0.dtype), torch.empty(z0.shape, dtype=z0.dtype)
+    z0, z1 = unit_stride(z0), unit_stride(z1)
+    problem = _problem(
+        z0, None, logit_scale, None, None, 0, 0, row_step=1, q_other=z1, scale=scale, normalize=normalize,
+        positives="pair", exclude_self=True, exclude_positives=False,
+    )  # fmt: skip
+    _kernels().pairwise_loss(
+        problem,
+        allow_bfloat16_product=_allow_bfloat16_product(),
+        weight=weight,
+        loss=loss.data_ptr(),
+        dq=dz0.data_ptr(),
+        dq_other=dz1.data_ptr(),
+        dscale=d_scale.data_ptr(),
+    )
+    return loss, dz0, dz1, 0.5 * d_scale  # as a row and as a column: counted twice
+
+
 def _problem(
     q: Tensor,
     k: Tensor | None,
@@ -113,17 +142,21 @@ def _problem(
     positives: str,
     exclude_self: bool,
     exclude_positives: bool,
+    q_other: Tensor | None = None,  # rows that alternate with q's
 ) -> Any:
-    """The arguments that both kernels share. It holds addresses: the tensors must outlive it."""
+    """The arguments that all kernels share. It holds addresses: the tensors must outlive it."""
     columns = q if k is None else k
+    views = 1 if q_other is None else 2
     return _kernels().PairwiseProblem(
         q=q.data_ptr(),
         k=_address(k),
-        rows=q.shape[0],
-        cols=columns.shape[0],
+        rows=views * q.shape[0],
+        cols=views * columns.shape[0],
         dim=q.shape[1],
         q_stride=q.stride(0),
         k_stride=columns.stride(0),
+        q_other=_address(q_other),
+        q_other_stride=0 if q_other is None else q_other.stride(0),
         dtype=_DTYPES[q.dtype],
         scale=scale if logit_scale is None else scale * float(logit_scale),  # a CPU tensor: no device is waited for
         normalize=normalize,

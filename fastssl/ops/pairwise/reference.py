@@ -6,9 +6,13 @@ what the benchmarks call "eager"; nothing else uses it.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from . import composed
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
@@ -86,6 +90,9 @@ def pairwise_logsumexp_grad(
     d_rows = s * _accumulate(g.to(columns.dtype) @ columns)
     dq = through_normalize(d_rows, q, normalize)
     return dq.to(q.dtype), (g * cosine).sum()
+
+
+nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 
 def unit_rows(x: Tensor, normalize: bool) -> Tensor:

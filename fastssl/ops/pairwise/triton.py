@@ -6,6 +6,7 @@ columns, partial row sums, and at most ``CHUNK_ELEMENTS`` of G where the dimensi
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ from fastssl.kernels.pairwise.logsum import combine_kernel, logsum_kernel
 from fastssl.kernels.tiles import Tile
 
 from ..triton_launch import INTERPRETED, OPTIONS, multiprocessors, on_device_of, unsupported_reason
+from . import composed
 from .triton_problem import Problem, Weights
 
-__all__ = ["pairwise_logsumexp", "pairwise_logsumexp_grad", "unsupported_reason"]
+__all__ = ["nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "unsupported_reason"]
 
 # Largest G that is written at once (rows x columns). 2^27 elements: 256 MB in 16 bits, 512 MB in float32.
 CHUNK_ELEMENTS = 1 << 27
@@ -98,6 +100,9 @@ def pairwise_logsumexp_grad(
         if k is None and columns.empty:
             columns = rows
         return _gradient(problem, rows, columns)
+
+
+nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 
 # ------------------------------------------------------------------------------------------------------------ steps
