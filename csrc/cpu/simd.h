@@ -58,6 +58,13 @@ struct Exp2<double> {
                                                         4.454960598186518394e-10};
 };
 
+// The same of float for numbers that are rounded to bfloat16: relative error below 3e-6.
+struct Exp2ForBfloat16 : Exp2<float> {
+  static constexpr int kDegree = 4;
+  static constexpr float kCoefficients[kDegree + 1] = {0.9999992614f, 0.6931218147f, 0.2402474482f,
+                                                       0.05591786031f, 0.009570102015f};
+};
+
 template <class T>
 struct IntOf;
 template <>
@@ -71,8 +78,8 @@ struct IntOf<double> {
   using Unsigned = std::uint64_t;
 };
 
-// A vector of kBytes / sizeof(T) lanes of T, and what the kernels do with it.
-template <class T, int kBytes>
+// A vector of kBytes / sizeof(T) lanes of T, and what the kernels do with it. C: the constants of exp2.
+template <class T, int kBytes, class C = Exp2<T>>
 struct Simd {
   static constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
   using Signed = typename IntOf<T>::Signed;
@@ -106,20 +113,22 @@ struct Simd {
   // The larger of a and b; b where a is NaN.
   static FASTSSL_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
+  // The upper half is added to the lower until one lane is left.
   static FASTSSL_INLINE T sum(Vec v) {
-    T s[kLanes];
-    __builtin_memcpy(s, &v, sizeof v);
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int lane = 0; lane < half; ++lane) s[lane] += s[lane + half];
+    if constexpr (kLanes == 2) {
+      return v[0] + v[1];
+    } else {
+      using Half = Simd<T, kBytes / 2>;
+      typename Half::Vec halves[2];
+      __builtin_memcpy(halves, &v, sizeof v);
+      return Half::sum(halves[0] + halves[1]);
     }
-    return s[0];
   }
 
   // 2^t for t <= kHighest; 0 below kLowest (no subnormal results); NaN stays NaN, which is why 2^r is
   // multiplied on and not added to the exponent bits, and why the comparison is written so that NaN falls
   // through it.
   static FASTSSL_INLINE Vec exp2(Vec t) {
-    using C = Exp2<T>;
     const Vec shifted = t + C::kMagic;
     const Vec f = t - (shifted - C::kMagic);
     const Vec power = reinterpret_cast<Vec>(reinterpret_cast<Bits>(shifted) << C::kMantissa);
@@ -131,7 +140,7 @@ struct Simd {
 
   // 2^t for any t; infinite from 2^(kHighest - 1/2).
   static FASTSSL_INLINE Vec exp2_any(Vec t) {
-    const Vec highest = broadcast(Exp2<T>::kHighest);
+    const Vec highest = broadcast(C::kHighest);
     return exp2(t > highest ? highest : t);
   }
 };

@@ -10,8 +10,8 @@ namespace fastssl {
 namespace FASTSSL_ISA {
 
 template <class I>
-struct Bfloat16Product : Simd<float, 64> {
-  using S = Simd<float, 64>;
+struct Bfloat16Product : Simd<float, 64, Exp2ForBfloat16> {
+  using S = Simd<float, 64, Exp2ForBfloat16>;
   using Real = float;
   using Unit = std::uint32_t;  // two bfloat16, the lower index in the lower half
   using Vec = S::Vec;

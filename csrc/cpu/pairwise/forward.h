@@ -96,11 +96,13 @@ class LogSums {
               width = tiles_extent(b, pass_.problem.cols, P::kCols);
     Real* keep = kept_ == nullptr ? nullptr : kept_->block(a, b);
     for (int i = 0; i < height; ++i) rows.sum[i] = rows.positive[i] = Vec{};
+    bool any_masked = false;  // elsewhere there are no positives
     for (int j = 0; j < width; j += P::kCols) {
       Vec col_sum[P::kVectors] = {}, col_positive[P::kVectors] = {};
       for (int i = 0; i < height; i += P::kRows) {
         const std::int64_t row = a * kBlock + i, col = b * kBlock + j;
         if (mask.touches(row, col)) {
+          any_masked = true;
           fixed_tile<true>(mask, rows, a, b, i, j, keep, col_sum, col_positive);
         } else {
           fixed_tile<false>(mask, rows, a, b, i, j, keep, col_sum, col_positive);
@@ -110,13 +112,13 @@ class LogSums {
       for (int v = 0; v < P::kVectors; ++v) {
         const std::int64_t col = part * pass_.q.padded + b * kBlock + j + v * P::kLanes;
         P::store(sum_ + col, P::load(sum_ + col) + col_sum[v]);
-        P::store(positive_ + col, P::load(positive_ + col) + col_positive[v]);
+        if (any_masked) P::store(positive_ + col, P::load(positive_ + col) + col_positive[v]);
       }
     }
     for (int i = 0; i < height; ++i) {
       const std::int64_t row = part * pass_.q.padded + a * kBlock + i;
       sum_[row] += P::sum(rows.sum[i]);
-      positive_[row] += P::sum(rows.positive[i]);
+      if (any_masked) positive_[row] += P::sum(rows.positive[i]);
     }
   }
 
