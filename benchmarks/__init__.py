@@ -2,8 +2,9 @@
 
 A family of operations is one module here that holds ``FAMILY`` (see ``cases.Family``: its sizes, inputs, truth and
 providers) and one line in ``FAMILIES``. Everything else is shared: ``verify`` refuses wrong results, ``timing`` takes
-the times, ``memory`` the peak memory, ``limits`` what the machine could do, ``runner`` puts them together and
-``report`` prints them.
+the times, ``memory`` the peak memory, ``limits`` what the machine could do, ``runner`` puts them together, ``worker``
+is a process to run that in, ``report`` prints and ``plot`` draws it. ``gpu`` does the same, and verifies every kernel,
+in one run on a CUDA machine: there a family is one module more, ``gpu_<family>``.
 """
 
 from __future__ import annotations

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-PASSES = {"forward": "forward", "both": "forward + backward"}
+# "backward" is what `loss.backward()` takes. A provider is free to compute its gradient in the forward pass already, as
+# the chunked baseline does: "both" is the pass to compare.
+PASSES = {"forward": "forward", "backward": "backward", "both": "forward + backward"}
+# Name -> the tensors' dtype, and what `torch.set_float32_matmul_precision` has to be. tf32 exists on CUDA only.
+DTYPES = {
+    "float32": (torch.float32, "highest"),
+    "tf32": (torch.float32, "high"),
+    "bfloat16": (torch.bfloat16, "highest"),
+    "float16": (torch.float16, "highest"),
+}
+
+
+@contextmanager
+def precision(dtype: str) -> Iterator[torch.dtype]:
+    """The tensors' dtype of a name in ``DTYPES``, with float32 products set accordingly inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(DTYPES[dtype][1])
+    try:
+        yield DTYPES[dtype][0]
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Unavailable(Exception):
@@ -20,15 +41,26 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: sizes (and other numbers) by name, a dtype and a device."""
+    """One problem: sizes (and other numbers) by name, a dtype and a device; ``tf32``: products of float32 take it."""
 
     sizes: Mapping[str, float]
     dtype: torch.dtype
     device: str
+    tf32: bool = False
+
+    @staticmethod
+    def named(sizes: Mapping[str, float], dtype: str, device: str) -> Case:
+        """With the dtype as ``DTYPES`` names it."""
+        return Case(sizes, DTYPES[dtype][0], device, dtype == "tf32")
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def eps(self) -> float:
+        """Relative distance of neighbouring numbers among a product's operands."""
+        return 2.0**-10 if self.tf32 else torch.finfo(self.dtype).eps
 
     @property
     def title(self) -> str:
@@ -40,7 +72,7 @@ class Case:
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> Case:
-        return Case(fields["sizes"], getattr(torch, fields["dtype"]), fields["device"])
+        return Case.named(fields["sizes"], fields["dtype"], fields["device"])
 
 
 Function = Callable[..., Tensor]  # the inputs -> a scalar loss
@@ -75,11 +107,25 @@ class Work:
 
 @dataclass(frozen=True)
 class Expected:
-    """One output's true value in float64, and per element the sum of the absolute values of the terms it is made of."""
+    """One output's true value in float64, and per element the sum of the absolute values of the terms it is made of.
+
+    Attributes:
+        name: of the output.
+        value: of the compared rows.
+        terms: of the compared rows.
+        shape: of the whole output.
+        rows: which rows are compared, [rows]; None: all of them.
+    """
 
     name: str
     value: Tensor
     terms: Tensor
+    shape: torch.Size
+    rows: Tensor | None = None
+
+    def compared(self, output: Tensor) -> Tensor:
+        """What of an output stands beside ``value``."""
+        return output if self.rows is None else output[self.rows]
 
 
 @dataclass(frozen=True)
@@ -93,7 +139,8 @@ class Family:
         add_arguments: the family's own command line options.
         cases: the problems that the options ask for.
         inputs: leaf tensors of a case that a generator with this seed makes; those that require a gradient get one.
-        truth: loss first, then the gradient of each input that requires one.
+        truth: loss first, then the gradient of each input that requires one; of a large problem's gradients some rows,
+            chosen by a seed.
         tiny_sizes: a case's sizes made small enough to cost nothing: for warming up.
         work: of a case and a pass.
         work_model: how ``work`` counts, in a sentence for the report.
@@ -108,7 +155,7 @@ class Family:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     cases: Callable[[argparse.Namespace, str], Sequence[Case]]
     inputs: Callable[[Case, int], tuple[Tensor, ...]]
-    truth: Callable[[Case, tuple[Tensor, ...]], list[Expected]]
+    truth: Callable[[Case, tuple[Tensor, ...], int], list[Expected]]
     tiny_sizes: Callable[[Mapping[str, float]], dict[str, float]]
     work: Callable[[Case, str], Work]
     work_model: str

@@ -1,21 +1,24 @@
-"""Everything that has to be known about the kernels on a CUDA machine, by one command::
+"""Everything that has to be known about the kernels on a CUDA machine, by one command of less than nine minutes::
 
     python benchmarks/gpu.py --out results        # from a checkout or from an installation
     python benchmarks/gpu.py --out results --sections verify ceilings --budget 120
+    python benchmarks/gpu.py --out rehearsal --rehearse       # this file's logic, on a machine without a GPU
 
-Sections, in order; each writes ``DIR/<section>.json`` when it ends and keeps to its own time budget. The exit status is
-1 if anything failed: a kernel that does not compile, a wrong or missing verification, a wrong result in a benchmark.
+Sections, in order. Each is a list of jobs in processes of their own and ends with its time budget: what runs then is
+stopped, what is left is reported as missing. Each writes ``DIR/<section>.json`` when it ends.
 
-compile    every kernel that the other sections use, in parallel processes, into Triton's cache
-verify     every operation, dtype and mode against float64 on fresh random inputs; twice, bit-equal; memory is filled
-           with NaN before each call
-ceilings   what the machine can do: a large copy, large products
-nt_xent    times and peak memory of forward and forward + backward, against eager, compiled and chunked PyTorch (those
-           of ``fastssl bench nt_xent``), and the time that the same products take at the measured ceiling. A wrong
-           result gets no time
+compile    every kernel that the other sections use, and the forms that ``torch.compile`` makes, in parallel
+verify     every operation, dtype and mode against float64 on random inputs; twice, bit-equal; outputs and scratch are
+           filled with NaN before each call
+ceilings   what the machine can do: a large copy, a large product per dtype
+timing     ``fastssl bench``'s measurement (its gate, interleaved times, peak memory) of fastssl against eager, compiled
+           and chunked PyTorch; also written as ``DIR/<family>.json``, which ``fastssl bench plot`` draws
 
-A new family adds a function to ``SECTIONS``: from its deadline and the results of the sections before it to a
-dictionary, with the number of things that went wrong as ``failed``. The last lines are a short table.
+The last lines are a table. The exit status is 1 if anything failed: a kernel that does not compile, a verification that
+is wrong or missing, a wrong result or a fastssl that does not run while timing. Cases that timing had no time for, the
+least important ones, are listed but do not fail.
+
+A family takes part with a module ``gpu_<family>.py`` (see ``gpu_family.GpuFamily``) and its name in ``FAMILIES``.
 """
 
 from __future__ import annotations
@@ -23,15 +26,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
-import statistics
+import os
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from multiprocessing import get_context
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,51 +58,119 @@ use_checkout()
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import fastssl  # noqa: E402
-from fastssl.benchmarks import cases, nt_xent  # noqa: E402
-from fastssl.benchmarks.pairwise_cases import Case, verify  # noqa: E402
+from fastssl import environment  # noqa: E402
+from fastssl.benchmarks import gpu_family, report, runner  # noqa: E402
+from fastssl.benchmarks.cases import Case, outputs, precision  # noqa: E402
+from fastssl.benchmarks.gpu_family import Target  # noqa: E402
+from fastssl.benchmarks.jobs import Deadline, Job, Outcome, Results, run_jobs  # noqa: E402
+from fastssl.benchmarks.limits import Limits  # noqa: E402
 
-NT_XENT = {"positives": "pair", "exclude_self": True}
-TAU = 0.1
-SIZES = (1024, 4096, 16384, 65536, 262144)  # images
-DIMENSIONS = (128, 256, 512)
-# Name -> dtype and torch.set_float32_matmul_precision
-PRECISIONS = {
-    "bf16": (torch.bfloat16, "highest"),
-    "fp16": (torch.float16, "highest"),
-    "fp32 high": (torch.float32, "high"),
-    "fp32 highest": (torch.float32, "highest"),
-}
+FAMILIES = ("nt_xent",)
+TOTAL_SECONDS = 520  # all sections together
+# A case of few calls: the GPU is steady, and there are many cases.
+OPTIONS = runner.Options(rounds=3, budget=0.25)
+REHEARSAL_OPTIONS = replace(OPTIONS, budget=0.01, memory=False)
 
-
-# Relative error of a number that is rounded to an operand of the product.
-OPERAND_EPS = {"bf16": 2.0**-7, "fp16": 2.0**-10, "fp32 high": 2.0**-10, "fp32 highest": 2.0**-23}
-
-Results = dict[str, Any]  # of a section
-Earlier = Mapping[str, Results]  # of the sections before it, by name
+# ------------------------------------------------------------------------------------------------------- sections
 
 
-class Deadline:
-    """The time budget of a section: seconds from now."""
+@dataclass
+class Setup:
+    """What sections are made from."""
 
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
+    target: Target
+    families: Sequence[str] = FAMILIES
+    limits: Limits | None = None  # known after "ceilings"
 
     @property
-    def left(self) -> float:
-        return self.end - time.monotonic()
+    def options(self) -> runner.Options:
+        return OPTIONS if self.target.device == "cuda" else REHEARSAL_OPTIONS
 
 
-@contextmanager
-def precision(name: str) -> Iterator[torch.dtype]:
-    """The dtype of a precision's name, with float32 products set accordingly inside the block."""
-    dtype, float32 = PRECISIONS[name]
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(float32)
-    try:
-        yield dtype
-    finally:
-        torch.set_float32_matmul_precision(before)
+@dataclass(frozen=True)
+class Section:
+    """A part of the run.
+
+    Attributes:
+        jobs: what it does.
+        seconds: its time budget.
+        parallel: as many processes as there are cores (less two), instead of one.
+        limit: seconds for one job.
+        complete: whether missing jobs fail.
+    """
+
+    jobs: Callable[[Setup], list[Job]]
+    seconds: float
+    parallel: bool = False
+    limit: float = 60.0
+    complete: bool = True
+
+
+def compile_jobs(setup: Setup) -> list[Job]:
+    small = replace(setup.target, small=True)
+    jobs, baselines = [], []
+    for name in setup.families:
+        family = gpu_family.load(name)
+        cases = family.cases(setup.target)
+        provider = setup.target.provider
+        tiny = [Case(family.family.tiny_sizes(case.sizes), case.dtype, case.device, case.tf32) for case in cases]
+        for case in {case.title: case for case in tiny}.values():  # kernels do not depend on the number of rows
+            jobs.append(Job(f"{name} {case.title}", compile_provider, (name, provider, case)))
+        for number, one in enumerate(family.verifications(small)):
+            jobs.append(Job(f"{name} {one.dtype} {one.title}", compile_verification, (name, small, number)))
+        for case in cases:
+            for baseline in family.baselines(case):
+                if family.family.providers[baseline].compiles:
+                    arguments = (name, baseline, case)
+                    baselines.append(
+                        Job(f"{name} {case.title} {baseline}", compile_provider, arguments, required=False)
+                    )
+    return jobs + baselines
+
+
+def compile_provider(name: str, provider: str, case: Case) -> Results:
+    family = gpu_family.load(name).family
+    with precision(case.dtype_name):
+        inputs = family.inputs(case, 0)
+        function = family.providers[provider].build(case)
+        outputs(function, inputs)
+        with torch.no_grad():
+            function(*inputs)
+    return {}
+
+
+def compile_verification(name: str, target: Target, number: int) -> Results:
+    one = gpu_family.load(name).verifications(target)[number]
+    with precision(one.dtype):
+        one.build(0).solve()
+    return {}
+
+
+def verify_jobs(setup: Setup) -> list[Job]:
+    return [
+        Job(f"{name} {one.dtype} {one.title}", verify, (name, setup.target, number))
+        for name in setup.families
+        for number, one in enumerate(gpu_family.load(name).verifications(setup.target))
+    ]
+
+
+def verify(name: str, target: Target, number: int) -> Results:
+    """Solve a problem twice, with NaN where results will stand, and compare with the truth."""
+    one = gpu_family.load(name).verifications(target)[number]
+    with precision(one.dtype):
+        problem = one.build(1000 + number)
+        with poisoned_memory():
+            first, second = problem.solve(), problem.solve()
+        ratios = dict(problem.judge(first))
+    problems = [f"{output}: {ratio:.3g} of what is allowed" for output, ratio in ratios.items() if not ratio <= 1]
+    if not all(_same_bits(a, b) for a, b in zip(first, second, strict=True)):
+        problems.append("two calls differ")
+    return {"family": name, "dtype": one.dtype, "ratios": ratios, "problems": problems}
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal, NaN in the same places."""
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 @contextmanager
@@ -120,414 +189,211 @@ def poisoned_memory() -> Iterator[None]:
         torch.empty = empty
 
 
-# ------------------------------------------------------------------------------------------------- compile, verify
+def ceilings_jobs(setup: Setup) -> list[Job]:
+    timed = [case for name in setup.families for case in gpu_family.load(name).cases(setup.target)]
+    names = list(dict.fromkeys(case.dtype_name for case in timed))
+    return [Job("products and copy", ceilings, (setup.target.device, names))]
 
 
-def pairwise_cases(small: bool = False) -> list[tuple[str, dict[str, Any]]]:
-    """(precision, arguments of Case) of everything that is verified; ``small``: the same kernels on tiny problems."""
-    m, n = (70, 90) if small else (1111, 1500)
-    cases: list[tuple[str, dict[str, Any]]] = []
-    for name in PRECISIONS:
-        for d in (24, 128, 256, 512, 800):
-            cases.append((name, {"m": 64 if small else 2222, "d": d, "scale": 10.0, "rules": NT_XENT}))
-        for d in (128, 512):
-            cases.append((name, {"m": 64 if small else 2222, "d": d, "logit_scale": 2.0, "rules": NT_XENT}))
-            rectangle = {"m": m, "n": n, "d": d, "weights": ("row", "row_positive", "col", "col_positive")}
-            for positives in ("none", "diagonal", "pair", "key"):
-                offsets = {"row_offset": 13, "col_offset": 4}
-                cases.append((name, {**rectangle, "rules": {"positives": positives, **offsets}}))
-            cases.append(
-                (name, {**rectangle, "logit_scale": 1.5, "rules": {"positives": "diagonal", "exclude_positives": True}})
-            )
-            cases.append((name, {**rectangle, "weights": ("row",), "rules": {"normalize": False}, "scale": 0.5}))
-            cases.append((name, {**rectangle, "weights": ("col", "col_positive"), "rules": {"positives": "key"}}))
-    return cases
+def ceilings(device: str, names: Sequence[str]) -> Results:
+    limits = Limits(device, names)
+    return {"limits": limits, "environment": environment.record()}
 
 
-def _compile_case(job: tuple[str, dict[str, Any]]) -> None:
-    from fastssl.ops.pairwise import triton
-
-    name, arguments = job
-    with precision(name) as dtype:
-        case = Case(dtype=dtype, device="cuda", **arguments)
-        case.logsum(triton, dtype)
-        case.gradient(triton, dtype)
+def timing_jobs(setup: Setup) -> list[Job]:
+    return [
+        Job(f"{name} {case.title}", time_case, (name, setup.target, case, setup.options, setup.limits))
+        for name in setup.families
+        for case in gpu_family.load(name).cases(setup.target)
+    ]
 
 
-def _compile_nt_xent(job: tuple[str, int]) -> None:
-    name, d = job
-    with precision(name) as dtype:
-        z0, z1 = views(64, d, dtype)
-        nt_xent_fused(z0, z1).backward()
-
-
-def _compile_job(job: tuple[str, Any]) -> str:
-    kind, arguments = job
-    try:
-        (_compile_case if kind == "case" else _compile_nt_xent)(arguments)
-    except Exception as error:  # reported by the section, and met again by the section that needs the kernel
-        return f"{arguments}: {type(error).__name__}: {error}"[:2000]
-    return ""
-
-
-def compile_section(deadline: Deadline, earlier: Earlier) -> Results:
-    jobs: list[tuple[str, Any]] = [("nt_xent", (name, d)) for d in DIMENSIONS for name in PRECISIONS]
-    jobs += [("case", case) for case in pairwise_cases(small=True)]
-    start = time.monotonic()
-    # spawned, since a forked process cannot use CUDA
-    with ProcessPoolExecutor(14, mp_context=get_context("spawn")) as pool:
-        failures = [failure for failure in pool.map(_compile_job, jobs) if failure]
-    for failure in failures:
-        print("compile FAILED:", failure)
-    return {"jobs": len(jobs), "seconds": time.monotonic() - start, "failed": len(failures), "failures": failures}
-
-
-def verify_section(deadline: Deadline, earlier: Earlier) -> Results:
-    from fastssl.ops.pairwise import triton
-
-    rows = []
-    jobs = pairwise_cases()
-    for number, (name, arguments) in enumerate(jobs):
-        if deadline.left < 0:
-            print(f"verify FAILED: out of time after {number} of {len(jobs)} cases")
-            break
-        row: dict[str, Any] = {"precision": name, "case": {**arguments}}
-        try:
-            with precision(name) as dtype, poisoned_memory():
-                case = Case(dtype=dtype, device="cuda", seed=1000 + number, **arguments)
-                verdict = verify(case, triton)
-                results = [(*case.logsum(triton, dtype), *case.gradient(triton, dtype)) for _ in range(2)]
-            row["ratios"] = vars(verdict)
-            row["repeatable"] = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-            row["ok"] = verdict.worst <= 1 and row["repeatable"]
-        except Exception as error:
-            row |= {"ok": False, "error": f"{type(error).__name__}: {error}"[:2000]}
-        if not row["ok"]:
-            print("verify FAILED:", row)
-        rows.append(row)
-    special = special_values()
-    missing = len(jobs) - len(rows)  # what was not verified does not count as right
-    failed = missing + sum(not row["ok"] for row in rows + special)
-    return {"cases": rows, "special": special, "missing": missing, "failed": failed}
-
-
-def special_values() -> list[dict[str, Any]]:
-    """NaN reaches every log-sum; huge logits stay finite."""
-    from fastssl.ops.pairwise import triton
-
-    out = []
-    for name in PRECISIONS:
-        for d in (128, 512):
-            for logit_scale in (None, 1.0):
-                with precision(name) as dtype:
-                    case = Case(m=600, d=d, dtype=dtype, device="cuda", logit_scale=logit_scale, rules=NT_XENT)
-                    case.q[9] = float("nan")
-                    lse, positive = case.logsum(triton, dtype)
-                    ok = bool(lse.isnan().all()) and positive.isnan().nonzero().flatten().tolist() == [8, 9]
-                    ok = ok and bool(case.gradient(triton, dtype)[0].isnan().all())
-                    out.append({"what": f"NaN row, {name}, D={d}, logit_scale={logit_scale}", "ok": ok})
-        for sign in (1.0, -1.0):
-            with precision(name) as dtype:
-                k = torch.full((300, 128), sign * 10.0, device="cuda", dtype=dtype)
-                q = torch.full((200, 128), 8.0, device="cuda", dtype=dtype)  # all logits are +-10240
-                rules: dict[str, Any] = dict.fromkeys(("row_key", "col_key"))
-                rules |= dict.fromkeys(("row_offset", "col_offset"), 0)
-                rules |= dict.fromkeys(("normalize", "exclude_self", "exclude_positives"), False)
-                lse, _ = triton.pairwise_logsumexp(q, k, None, scale=1.0, positives="none", **rules)
-                ok = bool((lse - (sign * 10240 + math.log(300))).abs().max() < 0.05)
-                out.append({"what": f"logits {sign * 10240:.0f}, {name}", "ok": ok})
-    for row in out:
-        if not row["ok"]:
-            print("verify FAILED:", row["what"])
-    return out
-
-
-# --------------------------------------------------------------------------------------------------------- timing
-
-
-def time_calls(run: Callable[[], object], seconds: float = 0.25, most: int = 30) -> float:
-    """Median seconds of a call on the device, by events; the caller has run it once before."""
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    once = time.perf_counter() - start
-    calls = max(2, min(most, int(seconds / max(once, 1e-6))))
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)]
-    for begin, end in events:
-        begin.record()
-        run()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(begin.elapsed_time(end) for begin, end in events) * 1e-3
-
-
-def peak_memory(run: Callable[[], object]) -> int:
-    """Bytes that a call allocates at its peak, above what was allocated before."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def ceilings_section(deadline: Deadline, earlier: Earlier) -> Results:
-    size = 8192
-    out: dict[str, Any] = {}
-    for name in PRECISIONS:
-        with precision(name) as dtype:
-            a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
-            torch.mm(a, b)
-            out[f"product {name}"] = 2 * size**3 / time_calls(partial(torch.mm, a, b))
-    source = torch.randn(1 << 30, device="cuda")
-    target = torch.empty_like(source)
-    target.copy_(source)
-    out["copy"] = 2 * source.nbytes / time_calls(lambda: target.copy_(source))
-    return out
-
-
-# -------------------------------------------------------------------------------------------------------- NT-Xent
-
-
-def views(n: int, d: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Two correlated views, as a projector gives after some training."""
-    generator = torch.Generator("cuda").manual_seed(seed)
-    image = torch.randn(n, d, device="cuda", generator=generator)
-    other = image + 0.5 * torch.randn(n, d, device="cuda", generator=generator)
-    z0, z1 = (view.to(dtype).requires_grad_() for view in (image, other))
-    return z0, z1
-
-
-def nt_xent_fused(z0: Tensor, z1: Tensor) -> Tensor:
-    with fastssl.backend("triton"):
-        return fastssl.functional.nt_xent(z0, z1, TAU)
-
-
-def as_benchmarked(provider: str, z0: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """A baseline of ``fastssl bench nt_xent`` for inputs of this shape, dtype and device.
-
-    Eager and compiled take 16-bit inputs under autocast, which keeps the log-sum in float32: in 16 bits throughout
-    their errors would be no yardstick.
-    """
-    if z0.dtype in nt_xent.LOW_PRECISION and provider != "chunked":
-        provider += "-autocast"
-    sizes = {"N": float(z0.shape[0]), "D": float(z0.shape[1]), "temperature": TAU}
-    return nt_xent.PROVIDERS[provider].build(cases.Case(sizes, z0.dtype, z0.device.type))
-
-
-def loss_and_gradient(loss: Callable[[Tensor, Tensor], Tensor], z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
-    value = loss(z0, z1)
-    return value.detach(), torch.cat(torch.autograd.grad(value, (z0, z1)))
-
-
-class Truth:
-    """Loss and some rows of the gradient in float64, a block of rows at a time.
-
-    For more than 150 000 rows the log-sums of all rows, which loss and gradient need, are computed in float32: in
-    float64 they would take longer than everything else.
-    """
-
-    ROWS = 256
-
-    def __init__(self, z0: Tensor, z1: Tensor) -> None:
-        z = torch.cat((z0.detach(), z1.detach())).double()
-        n, m = z0.shape[0], 2 * z0.shape[0]
-        norm = z.norm(dim=1, keepdim=True)
-        unit = z / norm
-        self.rows = torch.randperm(m, generator=torch.Generator().manual_seed(1))[: self.ROWS].to(z.device)
-        if m <= 150_000:
-            lse = torch.cat([self._lse(unit, i) for i in torch.arange(m, device=z.device).split(4096)])
-        else:
-            unit32 = unit.float()
-            with precision("fp32 highest"):
-                lse = torch.cat([self._lse(unit32, i) for i in torch.arange(m, device=z.device).split(2048)]).double()
-        positive = (unit[:n] * unit[n:]).sum(1).mean() / TAU
-        self.loss = (lse.mean() - positive).item()
-        # Sums of the absolute values of the terms over the results: how much rounding errors grow by cancellation.
-        self.loss_gain = (lse.abs().mean() + positive.abs()).item() / abs(self.loss)
-        here = self.rows
-        logits = unit[here] @ unit.T / TAU
-        g = (logits - lse[here, None]).exp() + (logits - lse[None, :]).exp()
-        g[torch.arange(len(here)), here] = 0
-        terms = g.clone()
-        terms[torch.arange(len(here)), (here + n) % m] += 2
-        terms = terms @ unit.abs() / (TAU * m) / norm[here]
-        g[torch.arange(len(here)), (here + n) % m] -= 2
-        through = g @ unit / (TAU * m)
-        self.gradient = (through - (through * unit[here]).sum(1, keepdim=True) * unit[here]) / norm[here]
-        self.gradient_gain = (terms.norm() / self.gradient.norm()).item()
-
-    @staticmethod
-    def _lse(unit: Tensor, rows: Tensor) -> Tensor:
-        logits = unit[rows] @ unit.T / TAU
-        logits[torch.arange(len(rows)), rows] = -torch.inf
-        return logits.logsumexp(1)
-
-    def errors(self, loss: Tensor, gradient: Tensor) -> tuple[float, float]:
-        """Relative errors of the loss and of the gradient's rows (norm of the difference over norm)."""
-        difference = (gradient[self.rows].double() - self.gradient).norm() / self.gradient.norm()
-        return abs(loss.item() - self.loss) / abs(self.loss), difference.item()
-
-
-def nt_xent_section(deadline: Deadline, earlier: Earlier) -> Results:
-    products = earlier.get("ceilings") or ceilings_section(deadline, earlier)
-    rows: list[dict[str, Any]] = []
-    # The error that eager makes at a precision and dimension, at a size where it fits.
-    eager_errors: dict[tuple[str, int], tuple[float, float]] = {}
-    free = torch.cuda.mem_get_info()[0]
-    for n in SIZES:
-        for name in PRECISIONS:
-            for d in DIMENSIONS:
-                if deadline.left < 0:
-                    break
-                with precision(name) as dtype:
-                    z0, z1 = views(n, d, dtype)
-                    m = 2 * n
-                    work = m * m * d / products[f"product {name}"]
-                    if 40 * 5 * work > deadline.left:
-                        continue
-                    truth = Truth(z0, z1)
-                    eager = as_benchmarked("eager", z0)
-                    if (name, d) not in eager_errors:
-                        eager_errors[name, d] = truth.errors(*loss_and_gradient(eager, z0, z1))
-                    providers: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"fastssl": nt_xent_fused}
-                    if m * m * 16 < 0.8 * free:
-                        providers["eager"] = eager
-                        if n <= 16384 and d == 128 and name in ("bf16", "fp32 high") and deadline.left > 120:
-                            torch._dynamo.reset()
-                            providers["compiled"] = as_benchmarked("compiled", z0)
-                    if n <= 65536 and (n < 65536 or d == 128):
-                        providers["chunked"] = as_benchmarked("chunked", z0)
-                    for provider, loss in providers.items():
-                        row: dict[str, Any] = {"provider": provider, "precision": name, "N": n, "D": d}
-                        row |= {"floor_forward_s": work, "floor_both_s": 5 * work}
-                        try:
-                            bounds = allowed_errors(provider, name, z0, truth, eager_errors[name, d])
-                            row |= time_nt_xent(loss, z0, z1, truth, bounds)
-                        except Exception as error:
-                            row["error"] = f"{type(error).__name__}: {error}"[:500]
-                            torch.cuda.empty_cache()
-                        rows.append(row)
-                        print(line_of(row), flush=True)
+def time_case(name: str, target: Target, case: Case, options: runner.Options, limits: Limits) -> Results:
+    """``fastssl bench``'s measurement of one case."""
+    here = gpu_family.load(name)
+    providers = [target.provider, *here.baselines(case)]
+    rows, _ = runner.run_case(here.family, case, providers, options, limits)
     # A baseline may run out of memory or not compile; wrong it may not be, and fastssl has to run.
-    failed = sum("error" in row and (row.get("wrong", False) or row["provider"] == "fastssl") for row in rows)
-    return {"temperature": TAU, "ceilings": products, "rows": rows, "failed": failed}
+    bad = [row for row in rows if row.status == "wrong" or (row.provider == target.provider and row.status != "ok")]
+    problems = [f"{row.provider} {row.status}: {row.reason}" for row in bad]
+    if not all(row.refuses_zeros for row in rows):
+        problems.append("gradients of zeros would have passed")
+    floors = {which: limits.floor(here.family.work(case, which), case.dtype_name) for which in options.passes}
+    return {"family": name, "floor_s": floors, "rows": [row.to_json() for row in rows], "problems": problems}
 
 
-def allowed_errors(
-    provider: str, name: str, z0: Tensor, truth: Truth, eager: tuple[float, float]
-) -> tuple[float, float]:
-    """Bounds on what ``Truth.errors`` returns, from eager's errors at the same precision."""
-    eps = torch.finfo(torch.float32).eps
-    # The loss is one number, and eager's error in it can be small by luck. What the rounding of the rows alone does to
-    # it is a mean of independent errors: of n d products of two elements, each with a relative error of `by_luck`.
-    n, d = z0.shape
-    by_luck = 3 * OPERAND_EPS[name] / (TAU * math.sqrt(n * d)) / abs(truth.loss)
-    loss = 2 * eager[0] + 8 * eps * truth.loss_gain + by_luck
-    gradient = 2 * eager[1] + 8 * eps * truth.gradient_gain + torch.finfo(z0.dtype).eps
-    if provider != "fastssl":  # the others round logits too, to the dtype that their product returns
-        loss += OPERAND_EPS[name] * truth.loss_gain
-        gradient += OPERAND_EPS[name] * truth.gradient_gain
-    return loss, gradient
-
-
-def time_nt_xent(
-    loss: Callable[[Tensor, Tensor], Tensor], z0: Tensor, z1: Tensor, truth: Truth, allowed: tuple[float, float]
-) -> dict[str, Any]:
-    errors = truth.errors(*loss_and_gradient(loss, z0, z1))
-    row: dict[str, Any] = {"loss_error": errors[0], "gradient_error": errors[1]}
-    if not all(error <= bound for error, bound in zip(errors, allowed, strict=True)):
-        return {**row, "wrong": True, "error": f"wrong result: errors {errors}, allowed {allowed}"}
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return loss(z0, z1)
-
-    def both() -> object:
-        return torch.autograd.grad(loss(z0, z1), (z0, z1))
-
-    forward()
-    return {
-        **row,
-        "forward_s": time_calls(forward),
-        "both_s": time_calls(both),
-        "forward_bytes": peak_memory(forward),
-        "both_bytes": peak_memory(both),
-    }
-
-
-def line_of(row: dict[str, Any]) -> str:
-    start = f"{row['provider']:<9} {row['precision']:<12} N {row['N']:>6} D {row['D']:>3}  "
-    if "error" in row:
-        return start + row["error"][:160]
-    return start + (
-        f"fwd {row['forward_s'] * 1e3:9.3f} ms ({row['floor_forward_s'] / row['forward_s']:4.0%})  "
-        f"both {row['both_s'] * 1e3:9.3f} ms ({row['floor_both_s'] / row['both_s']:4.0%})  "
-        f"peak {row['both_bytes'] / 2**20:9.1f} MiB  grad err {row['gradient_error']:.1e}"
-    )
-
-
-# ----------------------------------------------------------------------------------------------------------- main
-
-# Name -> (function, default budget in seconds).
-SECTIONS: dict[str, tuple[Callable[[Deadline, Earlier], Results], float]] = {
-    "compile": (compile_section, 120),
-    "verify": (verify_section, 90),
-    "ceilings": (ceilings_section, 20),
-    "nt_xent": (nt_xent_section, 270),
+SECTIONS = {
+    "compile": Section(compile_jobs, 150, parallel=True, limit=150),
+    "verify": Section(verify_jobs, 80, limit=30),
+    "ceilings": Section(ceilings_jobs, 30),
+    "timing": Section(timing_jobs, 260, limit=90, complete=False),
 }
 
 
-def machine() -> dict[str, Any]:
-    import triton
-
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "capability": torch.cuda.get_device_capability(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "fastssl": fastssl.__version__,
-        "command": " ".join(sys.argv),
-    }
+# ---------------------------------------------------------------------------------------------------------- report
 
 
-def main() -> int:
+def failures(outcomes: Sequence[Outcome], complete: bool) -> int:
+    """How many outcomes make the run fail."""
+    bad = [one for one in outcomes if one.required and one.status != "ok" and (complete or one.status != "missing")]
+    # Nothing at all is no success either.
+    return len(bad) or int(not any(one.status == "ok" for one in outcomes))
+
+
+def summary(name: str, seconds: float, outcomes: Sequence[Outcome], failed: int) -> str:
+    """A section in a line."""
+    counts = {status: sum(one.status == status for one in outcomes) for status in ("ok", "wrong", "failed", "missing")}
+    words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    return f"{name:<9} {seconds:5.0f} s  {words}: {'FAILED' if failed else 'passed'}"
+
+
+HEADER = (
+    "op", "dtype", "sizes", "forward ms", "share", "backward ms", "share", "both ms", "share", "floor", "eager",
+    "compiled", "chunked", "gain", "peak MB",
+)  # fmt: skip
+LEGEND = (
+    "share: of the product ceiling, counting the work model's FLOPs; floor: ms that they take at it. floor, eager, "
+    "compiled and chunked: ms for both,\nthe best of their forms; gain: time of the best compiled form over fastssl's; "
+    "peak: extra memory of forward + backward"
+)
+
+
+def table(outcomes: Sequence[Outcome], provider: str) -> list[str]:
+    """The timed cases as aligned lines, and under them what has no time and why."""
+    lines, remarks = [HEADER], []
+    for outcome in outcomes:
+        if "rows" not in outcome.result:
+            remarks.append(f"{outcome.title}: {outcome.status}, {'; '.join(outcome.problems) or 'no time was left'}")
+            continue
+        rows = outcome.result["rows"]
+        ours = next(row for row in rows if row["provider"] == provider)
+        others = {kind: _best(rows, kind) for kind in ("eager", "compiled", "chunked")}
+        sizes = " ".join(f"{name}={value:g}" for name, value in ours["sizes"].items() if name != "temperature")
+        cells = [outcome.result["family"], ours["dtype"], sizes]
+        for which in ("forward", "backward", "both"):
+            share = ours["share_of_limit"].get(which)
+            cells += [_milliseconds(_median(ours, which)), "-" if share is None else f"{share:.0%}"]
+        cells.append(_milliseconds(outcome.result["floor_s"].get("both")))
+        cells += [_milliseconds(others[kind]) for kind in others]
+        compiled, own = others["compiled"], _median(ours, "both")
+        cells.append("-" if compiled is None or own is None else f"{compiled / own:.1f}x")
+        peak = ours["peak_extra_bytes"]
+        cells.append("-" if peak is None else f"{peak / 1e6:.1f}")
+        lines.append(tuple(cells))
+        for row in rows:
+            if row["status"] != "ok":
+                remarks.append(f"{outcome.title}: {row['provider']} {row['status']}, {row['reason']}")
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    text = [
+        "  ".join(cell.ljust(width) if column < 3 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
+    ]
+    return [text[0], "-" * len(text[0]), *text[1:], "", LEGEND, *remarks]
+
+
+def _median(row: Mapping[str, Any], which: str) -> float | None:
+    return row["times"][which]["median_s"] if which in row["times"] else None
+
+
+def _best(rows: Sequence[Mapping[str, Any]], kind: str) -> float | None:
+    """Seconds of forward + backward of the fastest provider of a kind: "eager" has an autocast form beside it."""
+    times = [_median(row, "both") for row in rows if row["provider"].split("-")[0] == kind]
+    return min((seconds for seconds in times if seconds is not None), default=None)
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.3g}" if seconds < 0.1 else f"{seconds * 1e3:.0f}"
+
+
+def write(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1, default=str) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------------------ main
+
+
+def run(setup: Setup, names: Sequence[str], out: Path, *, budget: float | None = None, command: str = "") -> int:
+    """Run sections and write what they find.
+
+    Args:
+        setup: whose kernels, and of which families.
+        names: of the sections, in order.
+        out: folder for the JSON files.
+        budget: seconds per section instead of each one's own.
+        command: how this run was started.
+
+    Returns:
+        1 if anything failed, else 0.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    total = Deadline(TOTAL_SECONDS)
+    about: Mapping[str, Any] = {}
+    lines, timed, failed = [], [], 0
+    if "timing" in names and "ceilings" not in names and setup.limits is None:  # the shares need them
+        names = ["ceilings", *names]
+    for name in names:
+        section = SECTIONS[name]
+        deadline = Deadline(min(budget or section.seconds, total.left))
+        start = time.monotonic()
+        workers = max(1, min(14, (os.cpu_count() or 1) - 2)) if section.parallel else 1
+        if name == "timing" and setup.limits is None:
+            outcomes = [Outcome("all", True, problems=["without ceilings there are no shares"])]
+        else:
+            outcomes = run_jobs(section.jobs(setup), deadline, workers=workers, limit=section.limit)
+        seconds = time.monotonic() - start
+        for outcome in outcomes if name == "ceilings" else []:
+            setup.limits = outcome.result.pop("limits", None)
+            about = outcome.result.get("environment", {})
+            if setup.limits is not None:
+                outcome.result |= setup.limits.to_json()
+                print(report.limits_text(setup.limits.to_json()))
+        bad = failures(outcomes, section.complete)
+        failed += bad
+        document = {"section": name, "command": command, "seconds": seconds, "failed": bad, "environment": dict(about)}
+        write(out / f"{name}.json", {**document, "jobs": [outcome.to_json() for outcome in outcomes]})
+        lines.append(summary(name, seconds, outcomes, bad))
+        print(lines[-1], flush=True)
+        if name == "timing" and setup.limits is not None:
+            timed = table(outcomes, setup.target.provider)
+            for family in setup.families:
+                write(out / f"{family}.json", _bench_document(family, outcomes, setup, command, about))
+    print("\n".join(["", *timed, "", *lines]))
+    return 1 if failed else 0
+
+
+def _bench_document(
+    name: str, outcomes: Sequence[Outcome], setup: Setup, command: str, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A family's rows as ``fastssl bench --json`` writes them."""
+    assert setup.limits is not None
+    rows = [row for one in outcomes if one.result.get("family") == name for row in one.result["rows"]]
+    family = replace(gpu_family.load(name).family, subject=setup.target.provider)
+    options = vars(setup.options)
+    limits = setup.limits.to_json()
+    return report.document(
+        family, rows, limits, command=command, options=options, environment=about, disturbance={}
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for the JSON files")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--budget", type=float, help="seconds per section instead of each one's own")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("gpu.py: no CUDA device is visible to PyTorch", file=sys.stderr)
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="per section instead of each one's own")
+    parser.add_argument(
+        "--rehearse", action="store_true",
+        help="small problems, the chunked backend and the CPU: shows that this file works, says nothing about kernels",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+    if arguments.budget is not None and not arguments.budget > 0:
+        parser.error(f"--budget must be above 0, got {arguments.budget}")
+    target = Target("cpu", "chunked", small=True) if arguments.rehearse else Target()
+    if target.device == "cuda" and not torch.cuda.is_available():
+        print("gpu.py: no CUDA device is visible to PyTorch; --rehearse runs without one", file=sys.stderr)
         return 2
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    table = []
-    results: dict[str, Results] = {}
-    for name in arguments.sections:
-        section, budget = SECTIONS[name]
-        start = time.monotonic()
-        results[name] = result = section(Deadline(arguments.budget or budget), results)
-        seconds = time.monotonic() - start
-        payload = {"machine": machine(), "section": name, "seconds": seconds, **result}
-        (arguments.out / f"{name}.json").write_text(json.dumps(payload, indent=1, default=str))
-        table.append(summary(name, seconds, result))
-        print(table[-1], flush=True)
-    print("\n".join(["", "summary", *table]))
-    return 1 if any(result.get("failed") for result in results.values()) else 0
-
-
-def summary(name: str, seconds: float, result: Results) -> str:
-    start = f"{name:<9} {seconds:5.0f} s  "
-    if name == "verify":
-        done = len(result["cases"]) + len(result["special"])
-        return start + f"{done} cases, {result['failed'] - result['missing']} failed, {result['missing']} not reached"
-    if name == "compile":
-        return start + f"{result['jobs']} jobs, {result['failed']} failed"
-    if name == "ceilings":
-        return start + "  ".join(f"{key} {value / 1e12:.1f} T" for key, value in result.items())
-    untimed = sum("error" in row for row in result["rows"])
-    return start + f"{len(result['rows'])} rows, {untimed} without a time, {result['failed']} failed"
+    sections = [name for name in SECTIONS if name in arguments.sections]
+    command = shlex.join(["python", *sys.argv]) if argv is None else shlex.join(["python", "benchmarks/gpu.py", *argv])
+    return run(Setup(target), sections, arguments.out, budget=arguments.budget, command=command)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cases import Work
+from .cases import Work, precision
 from .timing import Task, interleave
 
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -28,24 +28,24 @@ class Limits:
     """Measured ceilings of one device.
 
     Attributes:
-        products: FLOP/s by dtype name, then by the library or function that reached it.
+        products: FLOP/s by dtype (as ``cases.DTYPES`` names it), then by the library or function that reached it.
         copy: bytes per second, read and written bytes both counted.
     """
 
-    def __init__(self, device: str, dtypes: Sequence[torch.dtype], *, budget: float = 1.0) -> None:
+    def __init__(self, device: str, dtypes: Sequence[str], *, budget: float = 1.0) -> None:
         self.products: dict[str, dict[str, float]] = {}
         self.copy = 0.0
         self._measure(device, dtypes, budget)
 
-    def _measure(self, device: str, dtypes: Sequence[torch.dtype], budget: float) -> None:
+    def _measure(self, device: str, dtypes: Sequence[str], budget: float) -> None:
         size = PRODUCT_SIZE[device]
         tasks: dict[str, Task] = {}
-        for dtype in dict.fromkeys(dtypes):
-            name = str(dtype).removeprefix("torch.")
-            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-            tasks[f"{name} torch.mm"] = Task(partial(_product, torch.mm, a, b))
+        for name in dict.fromkeys(dtypes):
+            with precision(name) as dtype:
+                a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            tasks[f"{name} torch.mm"] = Task(partial(_product, name, torch.mm, a, b))
             if device == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
-                tasks[f"{name} oneDNN"] = Task(partial(_product, F.linear, a.to_mkldnn(), b.to_mkldnn()))
+                tasks[f"{name} oneDNN"] = Task(partial(_product, name, F.linear, a.to_mkldnn(), b.to_mkldnn()))
         source = torch.randint(0, 127, (COPY_BYTES[device],), dtype=torch.int8, device=device).view(torch.float32)
         target = torch.empty_like(source)
         tasks["copy"] = Task(lambda _: target.copy_(source))
@@ -57,17 +57,22 @@ class Limits:
             name, how = label.split(" ", 1)
             self.products.setdefault(name, {})[how] = 2 * size**3 / timing.median
 
-    def product(self, dtype: torch.dtype) -> float:
+    def product(self, dtype: str) -> float:
         """The best FLOP/s for a dtype."""
-        return max(self.products[str(dtype).removeprefix("torch.")].values())
+        return max(self.products[dtype].values())
 
-    def share(self, work: Work, seconds: float, dtype: torch.dtype) -> float:
+    def share(self, work: Work, seconds: float, dtype: str) -> float:
         """The part of ``seconds`` that the work would take at the limit that binds it."""
-        return max(work.flops / self.product(dtype), work.bytes / self.copy) / seconds
+        return self.floor(work, dtype) / seconds
+
+    def floor(self, work: Work, dtype: str) -> float:
+        """Seconds that the work takes at the limit that binds it."""
+        return max(work.flops / self.product(dtype), work.bytes / self.copy)
 
     def to_json(self) -> dict[str, Any]:
         return {"product_flops_per_s": self.products, "copy_bytes_per_s": self.copy}
 
 
-def _product(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, call: int) -> Tensor:
-    return function(a, b)
+def _product(dtype: str, function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, call: int) -> Tensor:
+    with precision(dtype):
+        return function(a, b)

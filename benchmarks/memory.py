@@ -27,21 +27,31 @@ import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .cases import Case, Family, Unavailable, clear_gradients, load, outputs, step
+from .cases import Case, Family, Function, Unavailable, clear_gradients, load, outputs, step
 
 RESULT = "fastssl-memory "  # marks the line that carries the result among whatever libraries print
 TIMEOUT_SECONDS = 600
 
 
-def peak_extra_bytes(family: Family, provider: str, case: Case, *, seed: int = 0) -> int:
+def peak_extra_bytes(
+    family: Family, provider: str, case: Case, function: Function | None = None, *, seed: int = 0
+) -> int:
     """Peak memory of a forward and backward pass beyond its inputs, in bytes.
+
+    Args:
+        family: whose.
+        provider: its name.
+        case: the problem.
+        function: what the provider built for it, so that it is not compiled twice; a fresh process builds its own.
+        seed: of the inputs.
 
     Raises:
         Unavailable: saying why it cannot be measured here.
     """
     if case.device == "cuda":
-        return _on_cuda(family, provider, case, seed)
+        return _on_cuda(function or family.providers[provider].build(case), family.inputs(case, seed))
     if _status("VmHWM") is None:
         raise Unavailable("peak memory is read from Linux's /proc")
     request = {
@@ -75,9 +85,7 @@ def available_bytes(device: str) -> float:
         return float("inf")
 
 
-def _on_cuda(family: Family, provider: str, case: Case, seed: int) -> int:
-    function = family.providers[provider].build(case)
-    inputs = family.inputs(case, seed)
+def _on_cuda(function: Function, inputs: tuple[Tensor, ...]) -> int:
     outputs(function, inputs)  # compiles; cuBLAS takes its workspace
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

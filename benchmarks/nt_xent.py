@@ -18,7 +18,7 @@ from torch import Tensor
 import fastssl
 from fastssl.ops import registry
 
-from .cases import Case, Expected, Family, Function, Provider, Unavailable, Work
+from .cases import Case, Expected, Family, Function, Provider, Unavailable, Work, precision
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -35,7 +35,7 @@ def cases(arguments: argparse.Namespace, device: str) -> list[Case]:
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
     return [
-        Case({"N": n, "D": d, "temperature": arguments.temperature}, getattr(torch, dtype), device)
+        Case.named({"N": n, "D": d, "temperature": arguments.temperature}, dtype, device)
         for dtype in arguments.dtype
         for d in arguments.dim
         for n in arguments.n
@@ -49,69 +49,113 @@ def tiny_sizes(sizes: Mapping[str, float]) -> dict[str, float]:
 def inputs(case: Case, seed: int) -> tuple[Tensor, Tensor]:
     """Two correlated views (cosine about 0.55): softmax weights that are neither equal nor saturated."""
     n, d = int(case.sizes["N"]), int(case.sizes["D"])
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.randn(n, d, generator=generator)
-    other = image + 1.5 * torch.randn(n, d, generator=generator)
-    z0, z1 = (view.to(case.device, case.dtype).requires_grad_() for view in (image, other))
+    generator = torch.Generator(case.device).manual_seed(seed)
+    image = torch.randn(n, d, generator=generator, device=case.device)
+    other = image + 1.5 * torch.randn(n, d, generator=generator, device=case.device)
+    z0, z1 = (view.to(case.dtype).requires_grad_() for view in (image, other))
     return z0, z1
 
 
-TRUTH_BLOCK = 1 << 24  # logits in a block of rows of the float64 truth: 128 MB
+TRUTH_BLOCK = {"cpu": 1 << 22, "cuda": 1 << 27}  # logits in a block of rows of the float64 truth: 32 MB, 1 GB
+EVERY_ROW = 8192  # the most rows (M = 2N) of which all gradients are compared
+SAMPLED_ROWS = 512  # of a larger problem, and:
+EDGE_ROWS = 16  # at either end of each view, where a kernel's tails are
+# exp(logit - s) is above the smallest float64 where s stays below half of this.
+LARGEST_EXPONENT = 700
 
 
-def truth(case: Case, inputs: tuple[Tensor, ...]) -> list[Expected]:
+def truth(case: Case, inputs: tuple[Tensor, ...], seed: int) -> list[Expected]:
     """Loss and gradients in float64, a block of rows at a time, with the sums of absolute terms beside them.
 
-    A term of the gradient is a softmax weight exp(logit - log-sum) times a row. Whoever takes the exponential inherits
-    the error of its argument, which is summed in float32 at least: relative to the term, float32's eps times the sizes
-    of logit and log-sum.
+    The loss is of all rows. Gradients are of all rows in problems of up to ``EVERY_ROW``, beyond that of the rows that
+    ``compared_rows`` chooses. A term of the gradient is a softmax weight exp(logit - log-sum) times a row. Whoever
+    takes the exponential inherits the error of its argument, which is summed in float32 at least: relative to the term,
+    float32's eps times the sizes of logit and log-sum.
     """
     n, s = inputs[0].shape[0], 1 / case.sizes["temperature"]
     m = 2 * n
-    inherited = torch.finfo(torch.float32).eps / torch.finfo(case.dtype).eps
+    inherited = torch.finfo(torch.float32).eps / case.eps
     z = torch.cat([view.detach().double() for view in inputs])  # [M, D]
     norm = z.norm(dim=1, keepdim=True).clamp_min(1e-12)
     unit = z / norm
-    size = unit.abs()
+    size = unit.abs().float()  # for the terms, which are a bound and need no float64
     positive = torch.arange(m, device=z.device).roll(n)
-    blocks = torch.arange(m, device=z.device).split(max(1, TRUTH_BLOCK // m))
-
-    lse = torch.empty_like(z[:, 0])
-    terms = torch.empty_like(lse)
-    for rows in blocks:
-        logits = s * unit[rows] @ unit.T
-        logits[torch.arange(len(rows)), rows] = -torch.inf
-        lse[rows] = logits.logsumexp(1)
-        # An error in a logit reaches the log-sum with the logit's probability as weight.
-        reached = (logits - lse[rows, None]).exp_().mul_(size[rows] @ size.T).sum(1)
-        terms[rows] = s * (reached + (size[rows] * size[positive[rows]]).sum(1)) + lse[rows].abs()
+    lse = _log_sums(unit, s)
     loss = lse.mean() - s * (unit * unit[positive]).sum() / m
 
-    gradient, gradient_terms = torch.empty_like(z), torch.empty_like(z)
-    inexact = 1 + inherited * (s + lse.abs())  # no logit exceeds s
-    for rows in blocks:
-        logits = s * unit[rows] @ unit.T
-        logits[torch.arange(len(rows)), rows] = -torch.inf
-        of_row, of_column = (logits - lse[rows, None]).exp_(), (logits - lse[None, :]).exp_()
-        through = (of_row + of_column) @ unit - 2 * unit[positive[rows]]
-        absolute = of_row.mul_(inexact[rows, None]).add_(of_column.mul_(inexact)) @ size + 2 * size[positive[rows]]
-        scale = s / m / norm[rows]
-        gradient[rows] = scale * (through - (through * unit[rows]).sum(1, keepdim=True) * unit[rows])
-        gradient_terms[rows] = scale * (absolute + (absolute * size[rows]).sum(1, keepdim=True) * size[rows])
-    return [
-        Expected("loss", loss, terms.mean()),
-        Expected("gradient of z0", gradient[:n], gradient_terms[:n]),
-        Expected("gradient of z1", gradient[n:], gradient_terms[n:]),
-    ]
+    compared = compared_rows(n, seed).to(z.device)
+    gradient, gradient_terms, loss_terms = [], [], []
+    inexact = (1 + inherited * (s + lse.abs())).float()  # no logit exceeds s
+    with precision("float32"):
+        for rows in compared.split(max(1, TRUTH_BLOCK[case.device] // m)):
+            logits = s * unit[rows] @ unit.T
+            logits[torch.arange(len(rows), device=z.device), rows] = -torch.inf
+            of_row, of_column = (logits - lse[rows, None]).exp_(), (logits - lse[None, :]).exp_()
+            through = (of_row + of_column) @ unit - 2 * unit[positive[rows]]
+            scale = s / m / norm[rows]
+            gradient.append(scale * (through - (through * unit[rows]).sum(1, keepdim=True) * unit[rows]))
+
+            of_row, of_column = of_row.float(), of_column.float()
+            absolute = (of_row * inexact[rows, None] + of_column * inexact) @ size + 2 * size[positive[rows]]
+            terms = absolute + (absolute * size[rows]).sum(1, keepdim=True) * size[rows]
+            gradient_terms.append(scale * terms)
+            # An error in a logit reaches the log-sum with the logit's probability as weight.
+            reached = ((of_row @ size + size[positive[rows]]) * size[rows]).sum(1)
+            loss_terms.append(s * reached + lse[rows].abs())
+
+    of_z0 = int((compared < n).sum())  # they are sorted
+    everything = m <= EVERY_ROW
+    both = zip(torch.cat(gradient).tensor_split([of_z0]), torch.cat(gradient_terms).tensor_split([of_z0]), strict=True)
+    expected = [Expected("loss", loss, torch.cat(loss_terms).mean(), loss.shape)]
+    for view, (value, terms) in enumerate(both):
+        rows = compared[compared < n] if view == 0 else compared[compared >= n] - n
+        shape = inputs[view].shape
+        expected.append(Expected(f"gradient of z{view}", value, terms, shape, None if everything else rows))
+    return expected
+
+
+def compared_rows(n: int, seed: int) -> Tensor:
+    """Which of the 2N gradient rows are compared with the truth, in ascending order: z0's, then z1's.
+
+    All of them up to ``EVERY_ROW``. Beyond, the first and last ``EDGE_ROWS`` of each view and one random row out of
+    each of ``SAMPLED_ROWS`` equal ranges: an error in as many neighbouring rows of a view as two ranges hold is seen
+    for certain (N = 8192: 64 rows), a smaller one with the probability that its rows are drawn.
+    """
+    m = 2 * n
+    if m <= EVERY_ROW:
+        return torch.arange(m)
+    generator = torch.Generator().manual_seed(seed)
+    borders = torch.linspace(0, m, SAMPLED_ROWS + 1, dtype=torch.float64).long()
+    drawn = borders[:-1] + (torch.rand(SAMPLED_ROWS, generator=generator) * borders.diff()).long()
+    edge = torch.arange(EDGE_ROWS)
+    return torch.cat([drawn, edge, n - 1 - edge, n + edge, m - 1 - edge]).unique()
+
+
+def _log_sums(unit: Tensor, s: float) -> Tensor:
+    """Log-sum-exp of each row's logits without its own, [M]; from half of the symmetric matrix where that is safe."""
+    m = unit.shape[0]
+    block = max(1, TRUTH_BLOCK[unit.device.type] // m)
+    symmetric = 2 * s < LARGEST_EXPONENT
+    sums = torch.zeros_like(unit[:, 0])
+    for start in range(0, m, block):
+        first_column = start if symmetric else 0
+        logits = s * unit[start : start + block] @ unit[first_column:].T
+        logits.diagonal(start - first_column).fill_(-torch.inf)
+        if symmetric:  # row sums and column sums of a block serve both sides
+            weights = logits.sub_(s).exp_()
+            sums[start : start + block] += weights.sum(1)
+            sums[start + block :] += weights[:, block:].sum(0)
+        else:
+            sums[start : start + block] = logits.logsumexp(1)
+    return sums.log_().add_(s) if symmetric else sums
 
 
 def work(case: Case, which: str) -> Work:
     m, d = 2 * case.sizes["N"], case.sizes["D"]
-    forward, backward = m * m * d, 4 * m * m * d
-    embeddings = m * d * case.dtype.itemsize
-    if which == "forward":
-        return Work(forward, embeddings)
-    return Work(forward + backward, 3 * embeddings)  # read in both directions, gradients written
+    backward = 3 if case.device == "cpu" else 4
+    flops = {"forward": 1, "backward": backward, "both": 1 + backward}[which] * m * m * d
+    moves = {"forward": 1, "backward": 2, "both": 3}[which]  # read in both directions, gradients written
+    return Work(flops, moves * m * d * case.dtype.itemsize)
 
 
 # --- Providers ------------------------------------------------------------------------------------------------------
@@ -315,8 +359,9 @@ FAMILY = Family(
     truth=truth,
     tiny_sizes=tiny_sizes,
     work=work,
-    work_model="with M = 2N, M^2 D FLOPs forward (half the symmetric matrix) and 4 M^2 D backward (computed again in "
-    "full, and the gradient's product; who computes half again needs 3, so that more than 100% can be reached)",
+    work_model="with M = 2N: forward M^2 D FLOPs (half of the symmetric matrix); backward 3 M^2 D on a CPU (half of it "
+    "again, and the gradient's product), 4 M^2 D on CUDA (all of it again). Who keeps its exponentials, as a small "
+    "problem can, computes less and may pass 100%",
     providers=PROVIDERS,
     optional=frozenset({"fastssl-cpp", "fastssl-triton", "fastssl-chunked"}),
 )

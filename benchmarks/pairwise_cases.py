@@ -147,18 +147,28 @@ class Verdict:
         return float("inf") if any(r != r for r in ratios) else max(ratios)
 
 
+Results = tuple[Tensor, Tensor, Tensor, Tensor]  # log-sums, positive logits, gradient of the rows and of the scale
+
+
+def solve(case: Case, backend: ModuleType) -> Results:
+    """What a backend makes of a problem, in its dtype."""
+    return (*case.logsum(backend, case.dtype), *case.gradient(backend, case.dtype))
+
+
 def verify(case: Case, backend: ModuleType) -> Verdict:
-    """Errors of a backend over what they may be.
+    """Errors of a backend over what they may be; see ``judge``."""
+    return judge(case, solve(case, backend))
+
+
+def judge(case: Case, results: Results) -> Verdict:
+    """Errors of results over what they may be.
 
     Raises:
         AssertionError: for a wrong shape or dtype, or infinities elsewhere than in the truth.
     """
-    truth, eager, ours = (
-        case.logsum(module, dtype)
-        for module, dtype in ((reference, torch.float64), (reference, case.dtype), (backend, case.dtype))
-    )
+    truth, eager = (case.logsum(reference, dtype) for dtype in (torch.float64, case.dtype))
     forward = []
-    for true, near, got in zip(truth, eager, ours, strict=True):
+    for true, near, got in zip(truth, eager, results[:2], strict=True):
         assert got.dtype == torch.float32 and got.shape == true.shape
         finite = true.isfinite()
         assert torch.equal(got.isfinite(), finite), "not finite where the truth is, or the other way round"
@@ -167,10 +177,8 @@ def verify(case: Case, backend: ModuleType) -> Verdict:
         error, of_eager = ((t[finite] - true[finite]).abs() / terms for t in (got, near))
         forward.append(_ratio(error, of_eager, 8 * EPS))
 
-    truth, eager, ours = (
-        case.gradient(module, dtype)
-        for module, dtype in ((reference, torch.float64), (reference, case.dtype), (backend, case.dtype))
-    )
+    ours = results[2:]
+    truth, eager = (case.gradient(reference, dtype) for dtype in (torch.float64, case.dtype))
     assert ours[0].dtype == case.dtype and ours[0].shape == case.q.shape and ours[0].is_contiguous()
     terms, scale_terms = case.gradient_terms()
     rounding = max(8 * EPS, torch.finfo(case.dtype).eps)  # the result is rounded to the inputs' dtype

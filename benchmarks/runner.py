@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import memory, verify
-from .cases import Case, Expected, Family, Function, Unavailable, clear_gradients, outputs, step
+from .cases import PASSES, Case, Expected, Family, Function, Unavailable, clear_gradients, outputs, precision, step
 from .limits import Limits
 from .timing import OtherLoad, Task, Timing, interleave
 
@@ -21,13 +21,14 @@ INPUT_SETS = 4  # calls take turns on so many inputs, so that none is measured o
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure and how long."""
+    """What to measure and how long; ``allocator`` is what this process has, for the rows."""
 
-    passes: Sequence[str] = ("forward", "both")
+    passes: Sequence[str] = tuple(PASSES)
     rounds: int = 7
     budget: float = 2.0
     memory: bool = True
     seed: int = 0
+    allocator: str = ""
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Row:
         timings: by pass; empty unless ok.
         share: of the machine's limit, by pass.
         memory: peak extra bytes of forward + backward; None where not measured.
+        bytes_needed: the estimate of its peak memory before it ran; 0 where there is none.
+        allocator: of the CPU's memory: "default", "pooled", or "environment" as the user set it; empty on CUDA.
         refuses_zeros: whether the gate would have refused a gradient of zeros in this case.
     """
 
@@ -54,12 +57,15 @@ class Row:
     timings: dict[str, Timing] = field(default_factory=dict)
     share: dict[str, float] = field(default_factory=dict)
     memory: int | None = None
+    bytes_needed: float = 0.0
+    allocator: str = ""
     refuses_zeros: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return {
             **self.case.to_json(),
             "provider": self.provider,
+            "allocator": self.allocator,
             "status": self.status,
             "reason": self.reason,
             "note": self.note,
@@ -75,6 +81,7 @@ class Row:
             "times": {name: timing.to_json() for name, timing in self.timings.items()},
             "share_of_limit": self.share,
             "peak_extra_bytes": self.memory,
+            "bytes_needed": self.bytes_needed,
             "refuses_zeros": self.refuses_zeros,
         }
 
@@ -106,20 +113,32 @@ def run_case(
         A row per provider that makes sense in this dtype, and the share of the machine that other processes took while
         times were taken (None: unknown).
     """
+    with precision(case.dtype_name):
+        return _run_case(family, case, names, options, limits, progress)
+
+
+def _run_case(
+    family: Family,
+    case: Case,
+    names: Sequence[str],
+    options: Options,
+    limits: Limits,
+    progress: Callable[[str], None],
+) -> tuple[list[Row], float | None]:
     # torch.compile gives up on a function after a few recompilations and then runs it eagerly: an unfair baseline.
     torch.compiler.reset()
     names = [name for name in names if case.dtype in (family.providers[name].dtypes or (case.dtype,))]
     sets = [family.inputs(case, options.seed + number) for number in range(INPUT_SETS)]
     progress(f"{case.title}: float64 truth")
-    expected = family.truth(case, sets[-1])
-    baseline_errors = _baseline_errors(family, case, sets, expected)
-    refuses_zeros = verify.would_refuse_zeros(expected, baseline_errors, case.dtype)
+    expected = family.truth(case, sets[-1], options.seed)
+    baseline_errors = errors_of_baseline(family, case, sets, expected)
+    refuses_zeros = verify.would_refuse_zeros(expected, baseline_errors, case)
 
     rows, functions = [], {}
     for name in names:
         progress(f"{case.title}: verifying {name}")
-        row = Row(case, name, refuses_zeros=refuses_zeros)
-        function = _prepare(family, row, sets, expected, baseline_errors, options)
+        row = Row(case, name, allocator=options.allocator, refuses_zeros=refuses_zeros)
+        function = prepare(family, row, sets, expected, baseline_errors, options)
         if function is not None:
             functions[name] = function
         rows.append(row)
@@ -128,22 +147,23 @@ def run_case(
     right = [row for row in rows if row.provider in functions]
     with OtherLoad() as others:
         for which in options.passes:
-            tasks = {name: _task(function, sets, which) for name, function in functions.items()}
+            tasks = {name: task(function, sets, which) for name, function in functions.items()}
             timings = interleave(tasks, device=case.device, rounds=options.rounds, budget=options.budget)
             for row in right:
                 row.timings[which] = timings[row.provider]
-                row.share[which] = limits.share(family.work(case, which), timings[row.provider].median, case.dtype)
+                row.share[which] = limits.share(family.work(case, which), timings[row.provider].median, case.dtype_name)
     if options.memory:
         for row in right:
             progress(f"{case.title}: memory of {row.provider}")
             try:
-                row.memory = memory.peak_extra_bytes(family, row.provider, case, seed=options.seed)
+                function = functions[row.provider]
+                row.memory = memory.peak_extra_bytes(family, row.provider, case, function, seed=options.seed)
             except Unavailable as error:
                 row.note = ", ".join(filter(None, (row.note, f"memory: {error}")))
     return rows, others.share
 
 
-def _baseline_errors(
+def errors_of_baseline(
     family: Family, case: Case, sets: Sequence[tuple[Tensor, ...]], expected: Sequence[Expected]
 ) -> list[float]:
     """Errors of eager PyTorch at this precision; zeros (the stricter bound) where it cannot run."""
@@ -156,7 +176,7 @@ def _baseline_errors(
     return [0.0] * len(expected)
 
 
-def _prepare(
+def prepare(
     family: Family,
     row: Row,
     sets: Sequence[tuple[Tensor, ...]],
@@ -167,6 +187,7 @@ def _prepare(
     """Build and verify a provider. Returns its function if its results are right; else the row says why not."""
     provider, case = family.providers[row.provider], row.case
     needed, available = provider.bytes_needed(case), memory.available_bytes(case.device)
+    row.bytes_needed = needed
     if needed > available:
         row.status = "unavailable"
         row.reason = f"needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are available"
@@ -192,9 +213,9 @@ def _prepare(
         return None
     finally:
         gc.collect()
-    row.checks = verify.check(results, expected, baseline_errors, case.dtype)
+    row.checks = verify.check(results, expected, baseline_errors, case)
     if "forward" in options.passes:
-        row.checks += verify.check([alone], expected[:1], baseline_errors[:1], case.dtype)
+        row.checks += verify.check([alone], expected[:1], baseline_errors[:1], case)
     wrong = [check.reason for check in row.checks if check.reason]
     if wrong:
         row.status, row.reason = "wrong", "; ".join(dict.fromkeys(wrong))
@@ -202,15 +223,29 @@ def _prepare(
     return function
 
 
-def _task(function: Function, sets: Sequence[tuple[Tensor, ...]], which: str) -> Task:
-    def prepare(call: int) -> None:
+def task(function: Function, sets: Sequence[tuple[Tensor, ...]], which: str) -> Task:
+    """A pass of a verified function for ``timing``; its calls take turns on the sets of inputs."""
+    losses: list[Tensor] = []  # of the forward pass that stands before a backward pass, untimed
+
+    def clear(call: int) -> None:
         clear_gradients(sets[call % len(sets)])
 
     def forward(call: int) -> None:
         with torch.no_grad():
             function(*sets[call % len(sets)])
 
+    def before_backward(call: int) -> None:
+        clear(call)
+        losses.append(function(*sets[call % len(sets)]))
+
+    def backward(call: int) -> None:
+        losses.pop().backward()
+
     def both(call: int) -> None:
         step(function, sets[call % len(sets)])
 
-    return Task(forward if which == "forward" else both, prepare)
+    return {
+        "forward": Task(forward, clear),
+        "backward": Task(backward, before_backward),
+        "both": Task(both, clear),
+    }[which]

@@ -10,6 +10,7 @@ back to back, so that a call's time includes waiting for its launches where they
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -21,6 +22,9 @@ import torch
 
 MAX_CALLS_PER_TURN = 50
 MIN_ROUNDS = 3
+# Calls under a millisecond get this many samples at least, whatever the budget: their medians are the unsteady ones.
+SAMPLES_OF_SHORT_CALLS = 200
+SHORT_CALL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,15 @@ def interleave(
         tasks: by name. Each must have run before: compilation and first-call work are not for here.
         device: where they compute, "cpu" or "cuda".
         rounds: turns that each task gets; a task that is over its budget leaves after ``MIN_ROUNDS``.
-        budget: seconds of timed calls per task, about; every turn makes at least one call.
+        budget: seconds of timed calls per task, about; every turn makes at least one call. No less than a short call
+            needs for its samples.
 
     Returns:
         The timings by name, in the order of ``tasks``.
     """
     turn = _cuda_turn if torch.device(device).type == "cuda" else _cpu_turn
+    budget = max(budget, SAMPLES_OF_SHORT_CALLS * SHORT_CALL)
+    most = max(MAX_CALLS_PER_TURN, math.ceil(SAMPLES_OF_SHORT_CALLS / rounds))
     timings = {name: Timing() for name in tasks}
     calls = dict.fromkeys(tasks, 0)
     names = list(tasks)
@@ -85,16 +92,16 @@ def interleave(
             timing = timings[name]
             if number >= MIN_ROUNDS and sum(timing.samples) >= budget:
                 continue
-            timing.samples += turn(tasks[name], calls[name], budget / rounds)
-            calls[name] += 1 + MAX_CALLS_PER_TURN
+            timing.samples += turn(tasks[name], calls[name], budget / rounds, most)
+            calls[name] += 1 + most
     return timings
 
 
-def _cpu_turn(task: Task, call: int, seconds: float) -> list[float]:
+def _cpu_turn(task: Task, call: int, seconds: float, most: int) -> list[float]:
     task.prepare(call)
     task.run(call)
     samples: list[float] = []
-    while not samples or (sum(samples) < seconds and len(samples) < MAX_CALLS_PER_TURN):
+    while not samples or (sum(samples) < seconds and len(samples) < most):
         call += 1
         task.prepare(call)
         start = time.perf_counter()
@@ -103,14 +110,14 @@ def _cpu_turn(task: Task, call: int, seconds: float) -> list[float]:
     return samples
 
 
-def _cuda_turn(task: Task, call: int, seconds: float) -> list[float]:
+def _cuda_turn(task: Task, call: int, seconds: float, most: int) -> list[float]:
     task.prepare(call)
     torch.cuda.synchronize()
     start = time.perf_counter()
     task.run(call)
     torch.cuda.synchronize()
     once = time.perf_counter() - start
-    count = max(1, min(MAX_CALLS_PER_TURN, int(seconds / max(once, 1e-6))))
+    count = max(1, min(most, int(seconds / max(once, 1e-6))))
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
     for begin, end in events:
         call += 1
