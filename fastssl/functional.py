@@ -65,25 +65,31 @@ def nt_xent(
     checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
     scale, logit_scale = _inverse_temperature(name, temperature, z0)
 
-    of_both = z0.requires_grad and z1.requires_grad
-    alone = group is None or (isinstance(group, dist.ProcessGroup) and group.size() == 1)
-    if torch.is_grad_enabled() and of_both and alone and reduction != "none" and z0.dtype != torch.float16:
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"{name}: group must be a process group of which this rank is a member, got {group!r}")
+    alone = group is None or group.size() == 1
+    differentiable = (z0, z1) if logit_scale is None else (z0, z1, logit_scale)
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
+    one_is_frozen = gradient and z0.requires_grad != z1.requires_grad
+    rounded_too_early = gradient and z0.dtype == torch.float16  # before a loss scaler multiplies it
+    exporting = torch.compiler.is_exporting()  # what will require a gradient then is not known now
+    if alone and reduction != "none" and not (one_is_frozen or rounded_too_early or exporting):
         weight = 1.0 if reduction == "sum" else 0.5 / z0.shape[0]
-        return torch.ops.fastssl.nt_xent(
-            z0, z1, logit_scale, scale=scale, normalize=normalize, weight=weight, backend=backends.forced()
-        )[0]
+        loss, *_ = torch.ops.fastssl.nt_xent(
+            z0, z1, logit_scale, scale=scale, normalize=normalize, weight=weight, gradient=gradient,
+            backend=backends.forced(),
+        )  # fmt: skip
+        return loss
 
     # Interleaved, the two views of an image are neighbours: positives lie next to the diagonal, where kernels look for
     # them, and a rank's rows are one contiguous range of the global batch.
     n, d = z0.shape
     z = torch.stack((z0, z1), dim=1).reshape(2 * n, d)
     first_row, row_stride = 0, 1
-    if torch.is_grad_enabled() and z0.requires_grad != z1.requires_grad:  # one view is frozen
+    if one_is_frozen:
         first_row, row_stride = (0, 2) if z0.requires_grad else (1, 2)
     columns, shared_by, row_offset = None, "", 0
-    if group is not None and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"{name}: group must be a process group of which this rank is a member, got {group!r}")
-    if group is not None and group.size() > 1:
+    if group is not None and not alone:
         distributed.check_same_shape(name, "z0", z0, group)
         shared_by, row_offset = group.group_name, 2 * n * group.rank()
         columns = distributed.all_gather_rows(z.detach(), shared_by)

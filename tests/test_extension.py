@@ -131,7 +131,8 @@ def test_arguments_that_would_read_wild_memory_are_refused():
     outputs = {"allow_bfloat16_product": False, "weight": 1.0, "loss": 1, "dq": 1, "dq_other": 0, "dscale": 1}
     for wrong, changed, message in (
         ({"q": 1, "k": 1}, {}, "columns must be the rows"),
-        ({"q": 1}, {"loss": 0}, "outputs must not be null"),
+        ({"q": 1}, {"loss": 0}, "loss must not be null"),
+        ({"q": 1}, {"dscale": 0}, "dscale must not be null"),
         ({"q": 1, "q_other": 1, "rows": 2, "cols": 2}, {}, "q_other needs dq_other"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -166,7 +167,7 @@ def test_every_instruction_set_gives_the_same_result(isa):
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             z0, z1 = here.rows(257, 33, dtype)[:128], here.rows(257, 33, dtype)[129:]
             for scale in (10.0, 100.0):
-                rules = {"scale": scale, "normalize": True, "weight": 1.0}
+                rules = {"scale": scale, "normalize": True, "weight": 1.0, "gradient": True}
                 loss, *gradients = here.cpp.nt_xent(z0, z1, None, **rules)
                 two = here.cpp.pairwise_logsumexp, here.cpp.pairwise_logsumexp_grad
                 expected, *apart = here.composed.nt_xent(*two, z0, z1, None, **rules)

@@ -44,7 +44,8 @@ def check_same(function: str, attribute: str, first: tuple[str, Tensor], second:
     Raises:
         ValueError: naming both arguments and what each was.
     """
-    (name_a, a), (name_b, b) = ((name, getattr(tensor, attribute)) for name, tensor in (first, second))
+    (name_a, tensor_a), (name_b, tensor_b) = first, second
+    a, b = getattr(tensor_a, attribute), getattr(tensor_b, attribute)
     if a != b:
         a, b = (tuple(a), tuple(b)) if attribute == "shape" else (a, b)
         raise ValueError(f"{function}: {name_a} and {name_b} must have the same {attribute}, got {a} and {b}")

@@ -26,6 +26,11 @@ LIBRARY = torch.library.Library("fastssl", "DEF")
 # Operation name -> the package of its family. `fastssl info` walks it.
 OPERATIONS: dict[str, str] = {}
 
+_DEVICE_KEYS = (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
+
+# Operation name -> what serves it below autograd.
+_DISPATCH: dict[str, Callable[..., Any]] = {}
+
 
 @cache
 def backend_module(family: str, backend: str) -> ModuleType:
@@ -110,6 +115,7 @@ def define(
         raise NotImplementedError(f"fastssl::{name} does not support torch.vmap; call it once per batch element")
 
     LIBRARY.impl(name, dispatch, "CompositeExplicitAutograd")  # every device; `choose` knows them
+    _DISPATCH[name] = dispatch
     torch.library.register_fake(f"fastssl::{name}", shapes, lib=LIBRARY)
     torch.library.register_vmap(f"fastssl::{name}", vmap, lib=LIBRARY)
 
@@ -145,6 +151,9 @@ def define_gradient(name: str, *, setup_context: Callable[..., None], backward: 
 
     def below_autograd(keyset: Any, tensors: Sequence[Any], keywords: dict[str, Any]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
+            below = keyset & torch._C._after_ADInplaceOrView_keyset
+            if below.highestPriorityTypeId() in _DEVICE_KEYS:  # nobody listens in between: save the way there
+                return _DISPATCH[name](*tensors, **keywords)
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *tensors, **keywords)
 
     def autograd(keyset: Any, *tensors: Any, **keywords: Any) -> Any:

@@ -57,6 +57,9 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
     dq.assign(rows * dim * size_of(dtype), '\xff');
     pairwise_loss(p, true, 0.5, {loss.data(), dq.data(), nullptr, dscale.data()});
     good = good && (alone || all_finite(loss, wide)) && (size_of(dtype) == 2 || all_finite(dq, wide));
+    loss = vector_of(dtype, 1, kNaN);
+    pairwise_loss(p, true, 0.5, {loss.data(), nullptr, nullptr, nullptr});
+    good = good && (alone || all_finite(loss, wide));
     if (rows % 2 == 0) {
       const std::vector<char> first = matrix(dtype, rows / 2, dim, q_stride),
                               second = matrix(dtype, rows / 2, dim, k_stride);

@@ -404,10 +404,11 @@ def test_opcheck(backend, device, needs):
 # ------------------------------------------------------------------------------- nt_xent: loss and gradient at once
 
 
-def both(z0, z1, logit_scale=None, *, scale=10.0, normalize=True, weight=1.0):
+def both(z0, z1, logit_scale=None, *, scale=10.0, normalize=True, weight=1.0, gradient=True):
     return torch.ops.fastssl.nt_xent(
-        z0, z1, logit_scale, scale=scale, normalize=normalize, weight=weight, backend=fastssl.backends.forced()
-    )
+        z0, z1, logit_scale, scale=scale, normalize=normalize, weight=weight, gradient=gradient,
+        backend=fastssl.backends.forced(),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -422,8 +423,9 @@ def test_nt_xent_matches_float64(backend, device, dtype, n, dim, scale):
         z1 = z0 + 2 * random(n, dim, dtype=dtype, device=device, seed=2)
         with poisoned_outputs():
             results = both(z0, z1, scale=scale, weight=0.3)
-        eager = reference.nt_xent(z0, z1, None, scale=scale, normalize=True, weight=0.3)
-        truth = reference.nt_xent(z0.double(), z1.double(), None, scale=scale, normalize=True, weight=0.3)
+        rules = {"scale": scale, "normalize": True, "weight": 0.3, "gradient": True}
+        eager = reference.nt_xent(z0, z1, None, **rules)
+        truth = reference.nt_xent(z0.double(), z1.double(), None, **rules)
         # A single sum may happen to be right in eager PyTorch, so it needs a bound of its own for what rounding the
         # rows to their dtype does to a logit: at most scale x eps, an eighth of it on average over many.
         lost = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
@@ -448,7 +450,7 @@ def test_kept_exponentials_are_those_that_would_be_computed_again(dtype, rows, l
     with serving("cpp", "cpu", dtype, "nt_xent"):
         z0, z1 = (random(rows, 5, dtype=dtype, seed=seed) for seed in (1, 2))
         s = None if logit_scale is None else torch.tensor(logit_scale)
-        rules = {"scale": 1.5, "normalize": True, "weight": 0.5 / rows}
+        rules = {"scale": 1.5, "normalize": True, "weight": 0.5 / rows, "gradient": True}
         apart = composed.nt_xent(cpp.pairwise_logsumexp, cpp.pairwise_logsumexp_grad, z0, z1, s, **rules)
         loss, *gradients = both(z0, z1, s, **rules)
         assert all(torch.equal(a, b) for a, b in zip(gradients, apart[1:], strict=True))
@@ -502,7 +504,7 @@ def test_nt_xent_passes_nan_on_and_survives_zeros(backend, device):
 def test_nt_xent_opcheck(backend, device, needs):
     with serving(backend, device):
         z0, z1 = (random(6, 8, device=device, seed=seed).requires_grad_(need) for seed, need in enumerate(needs))
-        rules = {"scale": 2.0, "normalize": True, "weight": 0.1, "backend": backend}
+        rules = {"scale": 2.0, "normalize": True, "weight": 0.1, "gradient": True, "backend": backend}
         torch.library.opcheck(torch.ops.fastssl.nt_xent.default, (z0, z1, None), rules)
         s = torch.tensor(1.5, device=device, requires_grad=True)
         torch.library.opcheck(torch.ops.fastssl.nt_xent.default, (z0, z1, s), rules)
@@ -512,3 +514,19 @@ def test_nt_xent_refuses_float16_whose_gradients_would_vanish():
     z = torch.zeros(4, 3, dtype=torch.float16)
     with pytest.raises(TypeError, match="float16"):
         both(z, z)
+    assert both(z, z, gradient=False)[0].isfinite()
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_nt_xent_without_gradients_gives_the_same_loss(backend, device, dtype):
+    with serving(backend, device, dtype):
+        z0, z1 = (random(150, 19, dtype=dtype, device=device, seed=seed) for seed in (1, 2))
+        loss, dz0, dz1, _ = both(z0, in_guard_band(z1), gradient=False)
+        log_sum, positive = forward(torch.stack((z0, z1), 1).flatten(0, 1), **NT_XENT)
+        torch.testing.assert_close(loss, (log_sum - positive).sum())
+        assert dz0.numel() == dz1.numel() == 0
+        with pytest.raises(RuntimeError, match="gradient=False"):
+            both(z0.clone().requires_grad_(), z1, gradient=False)
+        rules = {"scale": 2.0, "normalize": True, "weight": 0.1, "gradient": False, "backend": backend}
+        torch.library.opcheck(torch.ops.fastssl.nt_xent.default, (z0, z1, None), rules)

@@ -101,7 +101,8 @@ class LossKernels {
     for (std::int64_t i = 0; i < pass_.problem.rows; ++i)
       loss += static_cast<double>(row_lse_[i]) - static_cast<double>(positive_[i]);
     *static_cast<Real*>(out.loss) = static_cast<Real>(weight_ * loss);
-    *static_cast<Real*>(out.dscale) = gradient_.scale_gradient();
+    // As a row and as a column, every pair was counted twice.
+    *static_cast<Real*>(out.dscale) = gradient_.scale_gradient() / 2;
   }
 
  private:
@@ -119,7 +120,9 @@ template <class Kernels, class Outputs, class... Arguments>
 void run(const PairwiseProblem& p, const Outputs& out, const Arguments&... arguments) {
   const double multiply_adds =
       static_cast<double>(p.rows) * static_cast<double>(p.cols) * static_cast<double>(p.dim);
-  const int threads = threads_for(p.threads, multiply_adds);
+  // One block of rows among themselves is one thread's work.
+  const std::int64_t tasks = ceil_div(p.rows, kBlock) * (p.k == nullptr ? 1 : ceil_div(p.cols, kBlock));
+  const int threads = threads_for(tasks < p.threads ? tasks : p.threads, multiply_adds);
   Arena measure(nullptr);
   Kernels(p, threads, measure, arguments...);
   WorkspaceLease workspace(measure.used());

@@ -102,6 +102,17 @@ Kernel pick(const PairwiseProblem& p, bool allow_bfloat16_product, Kernel float3
   throw std::invalid_argument("pairwise: unknown dtype");
 }
 
+// The loss without gradients.
+template <class Real>
+void sum_losses(const PairwiseProblem& p, LogsumexpKernel kernel, double weight, void* loss) {
+  std::vector<Real> row_lse(p.rows), positive(p.rows);
+  kernel(p, {row_lse.data(), positive.data()});
+  double sum = 0;
+  for (std::int64_t i = 0; i < p.rows; ++i)
+    sum += static_cast<double>(row_lse[i]) - static_cast<double>(positive[i]);
+  *static_cast<Real*>(loss) = static_cast<Real>(weight * sum);
+}
+
 }  // namespace
 
 void pairwise_logsumexp(PairwiseProblem p, bool allow_bfloat16_product, const LogsumexpOutputs& outputs) {
@@ -139,10 +150,16 @@ void pairwise_loss(PairwiseProblem p, bool allow_bfloat16_product, double weight
   DenseKeys keys;
   check_and_complete(p, keys);
   require(p.symmetric, "pairwise_loss: the columns must be the rows");
-  require(outputs.loss != nullptr && outputs.dq != nullptr && outputs.dscale != nullptr,
-          "pairwise_loss: outputs must not be null");
-  require((outputs.dq_other == nullptr) == (p.q_other == nullptr), "pairwise_loss: q_other needs dq_other");
+  require(outputs.loss != nullptr, "pairwise_loss: loss must not be null");
   const PairwiseKernels& all = kernels();
+  if (outputs.dq == nullptr) {
+    const LogsumexpKernel kernel =
+        pick(p, allow_bfloat16_product, all.logsumexp_float32, all.logsumexp_float64, all.logsumexp_bfloat16);
+    (p.dtype == DType::kFloat64 ? sum_losses<double> : sum_losses<float>)(p, kernel, weight, outputs.loss);
+    return;
+  }
+  require(outputs.dscale != nullptr, "pairwise_loss: with dq, dscale must not be null");
+  require((outputs.dq_other == nullptr) == (p.q_other == nullptr), "pairwise_loss: q_other needs dq_other");
   pick(p, allow_bfloat16_product, all.loss_float32, all.loss_float64, all.loss_bfloat16)(p, weight, outputs);
 }
 

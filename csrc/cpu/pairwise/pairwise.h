@@ -62,10 +62,11 @@ struct GradOutputs {
 };
 
 struct LossOutputs {
-  void* loss;      // [] Real: weight x the sum over the rows of row_lse - positive
+  void* loss;  // [] Real: weight x the sum over the rows of row_lse - positive
+  // All null where no gradient is wanted.
   void* dq;        // [rows, dim] or, with q_other, [rows / 2, dim]; `dtype`, contiguous
   void* dq_other;  // with q_other: [rows / 2, dim]
-  void* dscale;    // [] Real
+  void* dscale;    // [] Real: d loss / d s
 };
 
 using LogsumexpKernel = void (*)(const PairwiseProblem&, const LogsumexpOutputs&);

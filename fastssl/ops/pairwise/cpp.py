@@ -106,10 +106,13 @@ def nt_xent(
     scale: float,
     normalize: bool,
     weight: float,
+    gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``composed.nt_xent``; one kernel, to which the views are the even and the odd rows of one matrix."""
-    loss, d_scale = torch.empty(2, dtype=_accumulator(z0)).unbind()
-    dz0, dz1 = torch.empty(z0.shape, dtype=z0.dtype), torch.empty(z0.shape, dtype=z0.dtype)
+    loss = torch.empty((), dtype=_accumulator(z0))
+    d_scale = torch.empty_like(loss) if gradient else torch.zeros_like(loss)
+    like = z0 if gradient else z0.new_empty((0,))
+    dz0, dz1 = (torch.empty_like(like, memory_format=torch.contiguous_format) for _ in range(2))
     z0, z1 = unit_stride(z0), unit_stride(z1)
     problem = _problem(
         z0, None, logit_scale, None, None, 0, 0, row_step=1, q_other=z1, scale=scale, normalize=normalize,
@@ -120,11 +123,11 @@ def nt_xent(
         allow_bfloat16_product=_allow_bfloat16_product(),
         weight=weight,
         loss=loss.data_ptr(),
-        dq=dz0.data_ptr(),
-        dq_other=dz1.data_ptr(),
-        dscale=d_scale.data_ptr(),
+        dq=dz0.data_ptr() if gradient else 0,
+        dq_other=dz1.data_ptr() if gradient else 0,
+        dscale=d_scale.data_ptr() if gradient else 0,
     )
-    return loss, dz0, dz1, 0.5 * d_scale  # as a row and as a column: counted twice
+    return loss, dz0, dz1, d_scale
 
 
 def _problem(
