@@ -7,18 +7,20 @@ namespace fastssl {
 namespace FASTSSL_ISA {
 namespace pairwise {
 
-// exp(x - |s|), 0 outside of the log-sum, of as many pairs of blocks as fit into a fixed number of bytes: all
-// of a small problem, and no more memory than before for a large one. Reading a block back takes a fifth of
-// the time that its product takes at 128 dimensions.
+// exp(x - |s|), 0 outside of the log-sum, of as many pairs of blocks as fit into what everything else leaves
+// of kBytes: all of a small problem, a few of a large one, none of a huge one. Reading a block back takes a
+// fifth of the time that its product takes at 128 dimensions.
 template <class P>
 class Kept {
  public:
   using Real = typename P::Real;
 
-  static constexpr std::int64_t kBytes = std::int64_t{10} << 20;
+  static constexpr std::int64_t kBytes = std::int64_t{32} << 20;
 
+  // The last to take from the arena.
   Kept(std::int64_t blocks, Arena& arena) : blocks_(blocks) {
-    constexpr std::int64_t fit = kBytes / (kBlockSize * static_cast<std::int64_t>(sizeof(Real)));
+    const std::int64_t left = kBytes - static_cast<std::int64_t>(arena.used());
+    const std::int64_t fit = left < 0 ? 0 : left / (kBlockSize * static_cast<std::int64_t>(sizeof(Real)));
     const std::int64_t pairs = blocks * (blocks + 1) / 2;
     count_ = pairs < fit ? pairs : fit;
     data_ = arena.take<Real>(count_ * kBlockSize);

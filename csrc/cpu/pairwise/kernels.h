@@ -71,9 +71,9 @@ class LossKernels {
         lse_weight_(arena.take<Real>(p.rows)),
         positive_weight_(arena.take<Real>(p.rows)),
         terms_{row_lse_, lse_weight_, positive_weight_},
-        kept_(pass_.fixed_shift ? pass_.q.blocks : 0, arena),
         sums_(pass_, pass_.fixed_shift ? &kept_ : nullptr, threads, arena),
-        gradient_(pass_, terms_, terms_, pass_.fixed_shift ? &kept_ : nullptr, threads, arena) {}
+        gradient_(pass_, terms_, terms_, pass_.fixed_shift ? &kept_ : nullptr, threads, arena),
+        kept_(pass_.fixed_shift ? pass_.q.blocks : 0, arena) {}
 
   void run(Team& team, const LossOutputs& out) const {
     const auto reset = [&](std::int64_t b) {
@@ -110,9 +110,9 @@ class LossKernels {
   double weight_;
   Real *row_lse_, *positive_, *lse_weight_, *positive_weight_;  // [rows]
   GradTerms terms_;
-  Kept<P> kept_;
   LogSums<P> sums_;
   Gradient<P> gradient_;
+  Kept<P> kept_;
 };
 
 // Lays the kernels' memory out twice, first to measure it, then in the borrowed workspace; then runs them.
