@@ -1,6 +1,7 @@
 #include "parallel.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
 
@@ -35,6 +36,17 @@ int threads_for(std::int64_t requested, double work) {
   if (!has_openmp() || forked || requested < 2) return 1;
   const double worth = std::max(1.0, work / kWorkPerThread);
   return static_cast<int>(std::min({static_cast<double>(requested), worth, 1024.0}));
+}
+
+void wait_until(const std::int64_t* counter, std::int64_t value) {
+  // Matches take microseconds. More threads than cores: let the one that is waited for run.
+  constexpr int kSpins = 2000;
+  for (int spin = 0; __atomic_load_n(counter, __ATOMIC_ACQUIRE) < value; ++spin) {
+    if (spin >= kSpins) sched_yield();
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
 }
 
 bool has_openmp() {

@@ -16,6 +16,9 @@ bool in_forked_process();
 // forked process, or `work` (multiply-adds) is so small that waking threads would cost more than they save.
 int threads_for(std::int64_t requested, double work);
 
+// Waits until the counter has reached the value; what was written before it was raised is then visible.
+void wait_until(const std::int64_t* counter, std::int64_t value);
+
 bool has_openmp();
 int max_threads();
 int thread_in_team();

@@ -1,66 +1,86 @@
 // Who works on which pair of blocks when, so that no two threads ever add to the same rows and every sum is
-// formed in the same order. Nothing here depends on the number of threads: the same input gives the same bits
-// on any number.
+// formed in the same order. Only who does what depends on the number of threads: the same input gives the
+// same bits on any number.
 #pragma once
 
+#include "pack.h"
 #include "parallel.h"
-#include "tile.h"
 
 namespace fastssl {
 namespace FASTSSL_ISA {
 
-// All unordered pairs of blocks, each visited once. Blocks are grouped into `teams`; the teams play a
-// round-robin tournament (circle method): the matches of one round are disjoint, so any thread may take any
-// match, and a barrier separates rounds. With an odd number of teams the one that rests in a round plays
-// itself, otherwise all do in a last round.
+// All unordered pairs of blocks, each visited once, every block in one pair at a time.
+//
+// Blocks are grouped into teams, because a match of s by s blocks loads 2 s of them into the cache for s^2
+// pairs. The teams play a round-robin tournament (circle method): the matches of one round are disjoint, and
+// every team plays one. With an odd number of teams the one that rests in a round plays itself, otherwise all
+// do in a last round. In a match the home members take turns, each against every member of the other team, so
+// that every block has its s meetings of the round in a fixed order: member i meets member j as its j-th, who
+// meets it as its i-th.
+//
+// The work is drawn in this order, and each pair waits until its blocks have their earlier meetings behind
+// them. No barrier: a round need not divide by the threads.
 class Tournament {
  public:
-  explicit Tournament(std::int64_t blocks) : blocks_(blocks) {
-    // Larger teams reuse what is in cache, smaller ones fill more threads. Take the size whose matches divide
-    // best over 2, 4, 8 and 16 threads.
-    double best = 0;
-    for (std::int64_t size = 1; size <= 4 && size <= blocks; ++size) {
-      const std::int64_t teams = ceil_div(blocks, size), even = teams + (teams & 1);
-      double cost = 0;
-      for (std::int64_t threads = 2; threads <= 16; threads *= 2) {
-        cost += static_cast<double>((even - 1) * ceil_div(even / 2, threads) * size * size * threads);
-      }
-      if (size == 1 || cost < best) {
-        best = cost;
-        team_size_ = size;
-        teams_ = teams;
-      }
-    }
+  Tournament(std::int64_t blocks, int threads, Arena& arena)
+      : blocks_(blocks), met_(arena.take<Met>(blocks)) {
+    // Large teams while some ten are left to play each other.
+    constexpr std::int64_t kTeams = 10, kLargestTeam = 8;
+    const std::int64_t size = blocks / kTeams;
+    team_size_ = size < 1 ? 1 : size < kLargestTeam ? size : kLargestTeam;
+    teams_ = ceil_div(blocks, team_size_);
+    // Whole matches keep a thread's cache warm; where these are too few, threads follow each other through a
+    // match.
+    constexpr std::int64_t kMatchesPerThread = 2;
+    turns_ = (teams_ + 1) / 2 >= kMatchesPerThread * threads ? 1 : team_size_;
   }
 
-  // Calls match(first, last, other_first, other_last) for ranges of blocks that meet each other, or, where
-  // both ranges are the same, within one range.
-  template <class Match>
-  void play(Team& threads, const Match& match) const {
+  // Before play(), for every block, and finished on all threads.
+  void reset(std::int64_t block) const { met_[block].count = 0; }
+
+  // Calls meet(a, b) for each pair of blocks a <= b.
+  template <class Meet>
+  void play(Team& threads, const Meet& meet) const {
     const std::int64_t even = teams_ + (teams_ & 1), circle = even - 1, tables = even / 2;
-    const bool odd = (teams_ & 1) != 0;
-    const auto meet = [&](std::int64_t a, std::int64_t b) {
-      const std::int64_t low = a < b ? a : b, high = a < b ? b : a;
-      match(first(low), first(low + 1), first(high), first(high + 1));
-    };
-    for (std::int64_t round = 0; round < circle; ++round) {
-      threads.for_each(tables, [&](std::int64_t table) {
-        if (table < tables - 1) {
-          meet((round + table + 1) % circle, (round + circle - table - 1) % circle);
-        } else {
-          meet(round, odd ? round : even - 1);  // last, because a team that plays itself has less to do
-        }
-      });
-    }
-    if (!odd) threads.for_each(teams_, [&](std::int64_t team) { meet(team, team); });
+    const std::int64_t matches = teams_ * (teams_ + 1) / 2, members = team_size_ / turns_;
+    threads.for_each(matches * turns_, [&](std::int64_t drawn) {
+      const std::int64_t match = drawn / turns_, turn = drawn % turns_;
+      const std::int64_t round = match / tables < circle ? match / tables : circle;
+      const std::int64_t table = match - round * tables;
+      std::int64_t home = (round + table + 1) % circle, away = (round + circle - table - 1) % circle;
+      if (round == circle) {
+        home = away = table;
+      } else if (table == tables - 1) {
+        home = round;  // last, because a team that plays itself has less to do
+        away = teams_ == even ? even - 1 : round;
+      }
+      for (std::int64_t i = turn * members; i < (turn + 1) * members; ++i) {
+        for (std::int64_t j = home == away ? i : 0; j < team_size_; ++j)
+          meet_in_order(round * team_size_, home, i, away, j, meet);
+      }
+    });
   }
 
  private:
-  std::int64_t first(std::int64_t team) const {
-    return team * team_size_ < blocks_ ? team * team_size_ : blocks_;
+  struct alignas(kCacheLine) Met {
+    std::int64_t count;  // meetings that the block has behind it
+  };
+
+  // The last team may lack members; those who would have met them count a meeting all the same.
+  template <class Meet>
+  void meet_in_order(std::int64_t before, std::int64_t home, std::int64_t i, std::int64_t away,
+                     std::int64_t j, const Meet& meet) const {
+    const std::int64_t a = home * team_size_ + i, b = away * team_size_ + j;
+    if (a < blocks_) wait_until(&met_[a].count, before + j);
+    if (b < blocks_) wait_until(&met_[b].count, before + i);
+    if (a < blocks_ && b < blocks_) meet(a < b ? a : b, a < b ? b : a);
+    if (a < blocks_) __atomic_store_n(&met_[a].count, before + j + 1, __ATOMIC_RELEASE);
+    if (b < blocks_) __atomic_store_n(&met_[b].count, before + i + 1, __ATOMIC_RELEASE);
   }
 
-  std::int64_t blocks_, team_size_ = 1, teams_ = 1;
+  std::int64_t blocks_, team_size_, teams_;
+  std::int64_t turns_;  // into which a match is cut
+  Met* met_;
 };
 
 // The pairs (row block, chunk of column blocks) of a rectangle. Few row blocks get several chunks each, whose

@@ -28,6 +28,7 @@ class LogSums {
   LogSums(const Pass<P>& pass, const Kept<P>* kept, int threads, Arena& arena)
       : pass_(pass),
         kept_(kept),
+        tournament_(pass.q.blocks, threads, arena),
         rectangle_(pass.q.blocks, pass.k.blocks),
         symmetric_(pass.problem.symmetric && pass.fixed_shift),
         parts_(symmetric_ ? 1 : rectangle_.chunks),
@@ -38,6 +39,7 @@ class LogSums {
 
   // Before accumulate(), for each block of rows.
   void reset(std::int64_t b) const {
+    tournament_.reset(b);
     for (std::int64_t part = 0; part < parts_; ++part) {
       const std::int64_t first = part * pass_.q.padded + b * kBlock;
       for (std::int64_t i = first; i < first + kBlock; ++i) sum_[i] = positive_[i] = 0;
@@ -48,12 +50,8 @@ class LogSums {
     RowSums<P>& mine = row_sums_[team.thread()];
     const Mask<P> mask = pass_.mask();
     if (symmetric_) {
-      Tournament(pass_.q.blocks)
-          .play(team, [&](std::int64_t a0, std::int64_t a1, std::int64_t b0, std::int64_t b1) {
-            for (std::int64_t a = a0; a < a1; ++a) {
-              for (std::int64_t b = a0 == b0 ? a : b0; b < b1; ++b) fixed_block(mask, mine, a, b, 0, a != b);
-            }
-          });
+      tournament_.play(team,
+                       [&](std::int64_t a, std::int64_t b) { fixed_block(mask, mine, a, b, 0, a != b); });
     } else {
       rectangle_.run(team, [&](std::int64_t a, std::int64_t part, std::int64_t b0, std::int64_t b1) {
         if (pass_.fixed_shift) {
@@ -233,6 +231,7 @@ class LogSums {
 
   const Pass<P>& pass_;
   const Kept<P>* kept_;
+  Tournament tournament_;
   Rectangle rectangle_;
   bool symmetric_;
   std::int64_t parts_;

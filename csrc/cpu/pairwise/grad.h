@@ -60,6 +60,7 @@ class Gradient {
            Arena& arena)
       : pass_(pass),
         kept_(kept),
+        tournament_(pass.q.blocks, threads, arena),
         rectangle_(pass.q.blocks, pass.k.blocks),
         parts_(pass.problem.symmetric ? 1 : rectangle_.chunks),
         stride_(pass.q.row_stride),
@@ -77,6 +78,7 @@ class Gradient {
     if (!pass_.problem.symmetric) col_.prepare(b, pass_.shift * kLn2);
   }
   void reset(std::int64_t b) const {
+    tournament_.reset(b);
     for (std::int64_t part = 0; part < parts_; ++part) {
       __builtin_memset(grad_block(part, b), 0, static_cast<std::size_t>(kBlock * stride_) * sizeof(Real));
     }
@@ -86,12 +88,7 @@ class Gradient {
     const Mask<P> mask = pass_.mask();
     Weights& w = weights_[team.thread()];
     if (pass_.problem.symmetric) {
-      Tournament(pass_.q.blocks)
-          .play(team, [&](std::int64_t a0, std::int64_t a1, std::int64_t b0, std::int64_t b1) {
-            for (std::int64_t a = a0; a < a1; ++a) {
-              for (std::int64_t b = a0 == b0 ? a : b0; b < b1; ++b) block(mask, w, a, b, 0, a != b);
-            }
-          });
+      tournament_.play(team, [&](std::int64_t a, std::int64_t b) { block(mask, w, a, b, 0, a != b); });
     } else {
       rectangle_.run(team, [&](std::int64_t a, std::int64_t part, std::int64_t b0, std::int64_t b1) {
         for (std::int64_t b = b0; b < b1; ++b) block(mask, w, a, b, part, false);
@@ -227,6 +224,7 @@ class Gradient {
 
   const Pass<P>& pass_;
   const Kept<P>* kept_;
+  Tournament tournament_;
   Rectangle rectangle_;
   std::int64_t parts_;
   std::int64_t stride_;
