@@ -56,6 +56,7 @@ def use_checkout() -> None:
 use_checkout()
 
 import torch  # noqa: E402
+import torch._inductor.config as inductor  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from fastssl import environment  # noqa: E402
@@ -67,8 +68,9 @@ from fastssl.benchmarks.limits import Limits  # noqa: E402
 
 FAMILIES = ("nt_xent",)
 TOTAL_SECONDS = 520  # all sections together
-# A case of few calls: the GPU is steady, and there are many cases.
-OPTIONS = runner.Options(rounds=3, budget=0.25)
+# A case of few calls: the GPU is steady, and there are many cases. The backward pass alone says nothing: fastssl and
+# the chunked forms have the gradient already when it starts.
+OPTIONS = runner.Options(passes=("forward", "both"), rounds=3, budget=0.25)
 REHEARSAL_OPTIONS = replace(OPTIONS, budget=0.01, memory=False)
 
 # ------------------------------------------------------------------------------------------------------- sections
@@ -129,6 +131,8 @@ def compile_jobs(setup: Setup) -> list[Job]:
 
 
 def compile_provider(name: str, provider: str, case: Case) -> Results:
+    # Workers keep all cores busy already. No part of the key under which later processes find what was compiled.
+    inductor.compile_threads = 1
     family = gpu_family.load(name).family
     with precision(case.dtype_name):
         inputs = family.inputs(case, 0)
@@ -196,8 +200,7 @@ def ceilings_jobs(setup: Setup) -> list[Job]:
 
 
 def ceilings(device: str, names: Sequence[str]) -> Results:
-    limits = Limits(device, names)
-    return {"limits": limits, "environment": environment.record()}
+    return {"limits": Limits(device, names)}
 
 
 def timing_jobs(setup: Setup) -> list[Job]:
@@ -248,13 +251,13 @@ def summary(name: str, seconds: float, outcomes: Sequence[Outcome], failed: int)
 
 
 HEADER = (
-    "op", "dtype", "sizes", "forward ms", "share", "backward ms", "share", "both ms", "share", "floor", "eager",
-    "compiled", "chunked", "gain", "peak MB",
+    "op", "dtype", "sizes", "forward ms", "share", "both ms", "share", "floor", "eager", "compiled", "chunked", "gain",
+    "peak MB",
 )  # fmt: skip
 LEGEND = (
-    "share: of the product ceiling, counting the work model's FLOPs; floor: ms that they take at it. floor, eager, "
-    "compiled and chunked: ms for both,\nthe best of their forms; gain: time of the best compiled form over fastssl's; "
-    "peak: extra memory of forward + backward"
+    "forward: the loss without gradients; both: forward + backward; share: of the product ceiling, counting the work "
+    "model's FLOPs.\nfloor: what both take at the ceiling; eager, compiled, chunked: both, the fastest of these forms; "
+    "gain: of fastssl over compiled; peak: extra memory of both"
 )
 
 
@@ -270,7 +273,7 @@ def table(outcomes: Sequence[Outcome], provider: str) -> list[str]:
         others = {kind: _best(rows, kind) for kind in ("eager", "compiled", "chunked")}
         sizes = " ".join(f"{name}={value:g}" for name, value in ours["sizes"].items() if name != "temperature")
         cells = [outcome.result["family"], ours["dtype"], sizes]
-        for which in ("forward", "backward", "both"):
+        for which in ("forward", "both"):
             share = ours["share_of_limit"].get(which)
             cells += [_milliseconds(_median(ours, which)), "-" if share is None else f"{share:.0%}"]
         cells.append(_milliseconds(outcome.result["floor_s"].get("both")))
@@ -296,7 +299,7 @@ def _median(row: Mapping[str, Any], which: str) -> float | None:
 
 
 def _best(rows: Sequence[Mapping[str, Any]], kind: str) -> float | None:
-    """Seconds of forward + backward of the fastest provider of a kind: "eager" has an autocast form beside it."""
+    """Seconds of forward + backward of the fastest provider of a kind: "eager" has an "eager-autocast" beside it."""
     times = [_median(row, "both") for row in rows if row["provider"].split("-")[0] == kind]
     return min((seconds for seconds in times if seconds is not None), default=None)
 
@@ -327,7 +330,7 @@ def run(setup: Setup, names: Sequence[str], out: Path, *, budget: float | None =
     """
     out.mkdir(parents=True, exist_ok=True)
     total = Deadline(TOTAL_SECONDS)
-    about: Mapping[str, Any] = {}
+    about = environment.record()
     lines, timed, failed = [], [], 0
     if "timing" in names and "ceilings" not in names and setup.limits is None:  # the shares need them
         names = ["ceilings", *names]
@@ -343,13 +346,12 @@ def run(setup: Setup, names: Sequence[str], out: Path, *, budget: float | None =
         seconds = time.monotonic() - start
         for outcome in outcomes if name == "ceilings" else []:
             setup.limits = outcome.result.pop("limits", None)
-            about = outcome.result.get("environment", {})
             if setup.limits is not None:
                 outcome.result |= setup.limits.to_json()
                 print(report.limits_text(setup.limits.to_json()))
         bad = failures(outcomes, section.complete)
         failed += bad
-        document = {"section": name, "command": command, "seconds": seconds, "failed": bad, "environment": dict(about)}
+        document = {"section": name, "command": command, "seconds": seconds, "failed": bad, "environment": about}
         write(out / f"{name}.json", {**document, "jobs": [outcome.to_json() for outcome in outcomes]})
         lines.append(summary(name, seconds, outcomes, bad))
         print(lines[-1], flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -132,4 +133,7 @@ def _in_worker(job: Job) -> Results:
         except RuntimeError as error:  # left by a provider that failed
             result.setdefault("problems", []).append(str(error).splitlines()[0])
             result["device_lost"] = True
+        else:
+            gc.collect()
+            torch.cuda.empty_cache()  # what one worker keeps, the others on the same device lack
     return result

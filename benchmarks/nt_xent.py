@@ -2,23 +2,23 @@
 
 Every provider computes the SimCLR loss of two views z0, z1 [N, D]: rows normalised, the mean over all 2N rows of
 ``logsumexp over the others - similarity to the other view``, similarities divided by the temperature. Baselines are
-written as their users write them, each in the strongest form we know for it.
+written as their users write them, and in the strongest forms that we know (``nt_xent_baselines``).
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import fastssl
 from fastssl.ops import registry
 
 from .cases import Case, Expected, Family, Function, Provider, Unavailable, Work, precision
+from .nt_xent_baselines import BLOCK_ROWS, chunked, eager, lean, symmetric
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -161,100 +161,7 @@ def work(case: Case, which: str) -> Work:
 # --- Providers ------------------------------------------------------------------------------------------------------
 
 
-def eager(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
-    """The loss as the paper's readers write it."""
-    z = F.normalize(torch.cat([z0, z1]), dim=1)
-    n = z.shape[0]
-    logits = z @ z.T / temperature
-    logits = logits.masked_fill(torch.eye(n, dtype=torch.bool, device=z.device), -torch.inf)
-    return F.cross_entropy(logits, torch.arange(n, device=z.device).roll(n // 2))
-
-
-def lean(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
-    """The same with fewer passes over the matrix: scale folded into a row, log-sum-exp, positives apart."""
-    a, b = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
-    z = torch.cat([a, b])
-    logits = (z * (1 / temperature)) @ z.T
-    logits = logits.fill_diagonal_(-torch.inf)
-    positive = (a * b).sum(1) / temperature
-    return logits.logsumexp(1).mean() - positive.mean()
-
-
-class _Chunked(torch.autograd.Function):
-    """The strongest O(N D) form through PyTorch's public functions that we know.
-
-    Takes normalised rows. Blocks of rows: log-sums from the upper blocks only (row sums and column sums of a block
-    serve both sides), the gradient already in the forward pass with the weights of both sides in one product.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, scale: float, block: int) -> Tensor:
-        m = z.shape[0]
-        wide = torch.promote_types(z.dtype, torch.float32)
-        lse = _Chunked._log_sums(z, scale, block, wide)
-        positive = (z.to(wide) * z.to(wide).roll(m // 2, 0)).sum() * scale
-        loss = (lse.sum() - positive) / m
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(_Chunked._gradient(z, lse, scale, block, wide))
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * d_loss[0]).to(gradient.dtype), None, None
-
-    @staticmethod
-    def _logits(rows: Tensor, others: Tensor, scale: float, wide: torch.dtype) -> Tensor:
-        # The scale inside the product costs nothing, and leaves the matrix symmetric in low precision too.
-        return torch.addmm(rows.new_zeros(()), rows, others.T, beta=0, alpha=scale).to(wide)
-
-    @staticmethod
-    def _log_sums(z: Tensor, scale: float, block: int, wide: torch.dtype) -> Tensor:
-        m = z.shape[0]
-        if scale > 40:  # the fixed maximum would underflow: take the true one, row by row
-            lse = torch.empty(m, dtype=wide, device=z.device)
-            for start in range(0, m, block):
-                logits = _Chunked._logits(z[start : start + block], z, scale, wide)
-                logits.diagonal(start).fill_(-torch.inf)
-                lse[start : start + block] = logits.logsumexp(1)
-            return lse
-        sums = torch.zeros(m, dtype=wide, device=z.device)
-        for start in range(0, m, block):
-            logits = _Chunked._logits(z[start : start + block], z[start:], scale, wide)
-            logits.diagonal().fill_(-torch.inf)
-            weights = logits.sub_(scale).exp_()
-            sums[start : start + block] += weights.sum(1)
-            sums[start + block :] += weights[:, block:].sum(0)
-        return sums.log_().add_(scale)
-
-    @staticmethod
-    def _gradient(z: Tensor, lse: Tensor, scale: float, block: int, wide: torch.dtype) -> Tensor:
-        m = z.shape[0]
-        gradient = torch.empty_like(z, dtype=wide)
-        factor = None if scale > 40 else (scale - lse).exp_()  # one exponential per pair instead of two
-        for start in range(0, m, block):
-            rows = slice(start, min(start + block, m))
-            logits = _Chunked._logits(z[rows], z, scale, wide)
-            if factor is None:
-                weights = (logits - lse[rows, None]).exp_().add_(logits.sub_(lse).exp_())
-            else:
-                weights = logits.sub_(scale).exp_().mul_(factor[rows, None] + factor)
-            weights.diagonal(start).fill_(0.0)
-            # The positives, on the diagonals half the matrix away. They go in before the weights are rounded, because
-            # they cancel most of what stands there.
-            weights.diagonal(start + m // 2).sub_(2.0)
-            weights.diagonal(start - m // 2).sub_(2.0)
-            gradient[rows] = torch.mm(weights.to(z.dtype), z)
-        return gradient.mul_(scale / m).to(z.dtype)
-
-
 LARGEST_CUBIC_N = 128
-CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}  # 4 MB stay in a CPU's cache; a GPU wants large products
-
-
-def _chunk_rows(case: Case) -> int:
-    rows = 2 * int(case.sizes["N"])
-    return max(1, min(rows, CHUNK_LOGITS[case.device] // rows))
 
 
 def _with_temperature(function: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[Case], Function]:
@@ -282,11 +189,6 @@ def _autocast(build: Callable[[Case], Function]) -> Callable[[Case], Function]:
     return build_autocast
 
 
-def _chunked(case: Case) -> Function:
-    block, scale = _chunk_rows(case), 1 / case.sizes["temperature"]
-    return lambda z0, z1: _Chunked.apply(F.normalize(torch.cat([z0, z1]), dim=1), scale, block)
-
-
 def _fastssl(backend: str | None) -> Callable[[Case], Function]:
     def build(case: Case) -> Function:
         temperature = case.sizes["temperature"]
@@ -309,6 +211,10 @@ def _fastssl(backend: str | None) -> Callable[[Case], Function]:
 def _backend_note(case: Case) -> str:
     chosen = registry.choose("pairwise_logsumexp", case.device, case.dtype, fastssl.backends.forced())
     return f"backend {chosen.__name__.rsplit('.', 1)[1]}"
+
+
+def _block_note(case: Case) -> str:
+    return f"{min(BLOCK_ROWS[case.device], 2 * int(case.sizes['N']))} rows a block"
 
 
 def _lightly(case: Case) -> Function:
@@ -342,7 +248,9 @@ PROVIDERS = {
     "compiled-autocast": Provider(
         _compiled(_autocast(_with_temperature(lean))), compiles=True, dtypes=LOW_PRECISION, bytes_needed=_matrices(2)
     ),
-    "chunked": Provider(_chunked, note=lambda case: f"{_chunk_rows(case)} rows a block"),
+    "compiled-symmetric": Provider(_compiled(_with_temperature(symmetric)), compiles=True, bytes_needed=_matrices(2)),
+    "chunked": Provider(_with_temperature(chunked), note=_block_note),
+    "chunked-compiled": Provider(_with_temperature(partial(chunked, compiled=True)), note=_block_note, compiles=True),
     "lightly": Provider(_lightly, bytes_needed=_matrices(5)),
     # It compares every positive pair with every negative pair.
     "pytorch-metric-learning": Provider(_pytorch_metric_learning, note=lambda case: "O(N^3)"),

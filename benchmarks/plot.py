@@ -36,7 +36,9 @@ STYLES: dict[str, tuple[str, Any]] = {
     "eager-autocast": (GREY, DOTTED),
     "compiled": (BLUE, SOLID),
     "compiled-autocast": (BLUE, DOTTED),
+    "compiled-symmetric": (BLUE, DASHED),
     "chunked": (GREEN, SOLID),
+    "chunked-compiled": (GREEN, DASHED),
     "lightly": (PURPLE, SOLID),
     "pytorch-metric-learning": (ORANGE, SOLID),
 }

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastssl import benchmarks
-from fastssl.benchmarks import cases, limits, memory, nt_xent, runner, timing, verify, worker
+from fastssl.benchmarks import cases, limits, memory, nt_xent, nt_xent_baselines, runner, timing, verify, worker
 from fastssl.cli import bench
 
 CASE = cases.Case({"N": 24, "D": 16, "temperature": 0.2}, torch.float32, "cpu")
@@ -200,17 +200,42 @@ def test_a_number_that_is_not_finite_shows_in_rows_that_are_not_compared(sampled
     assert verify.check(right, expected, [0.0] * 3, case)[1].reason == "gradient of z0 is not finite"
 
 
+# 36 bytes hold one block of float32 exponentials, or two of bfloat16; with a temperature of 0.01, log-sums are taken.
+@pytest.mark.parametrize("kept_bytes", [0, 36, 1 << 20])
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
-def test_the_chunked_baseline_is_right_across_block_borders(temperature):
-    case = cases.Case({"N": 11, "D": 5, "temperature": temperature}, torch.float32, "cpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_chunked_baseline_is_right_across_block_borders(dtype, temperature, kept_bytes, monkeypatch):
+    monkeypatch.setitem(nt_xent_baselines.BLOCK_ROWS, "cpu", 3)
+    monkeypatch.setitem(nt_xent_baselines.KEPT_BYTES, "cpu", kept_bytes)
+    assert_right("chunked", dtype, temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_symmetric_baseline_is_right(dtype, temperature, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    assert_right("compiled-symmetric", dtype, temperature)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("compiled-symmetric", torch.bfloat16), ("chunked-compiled", torch.float32)]
+)
+def test_baselines_are_right_when_they_are_compiled(name, dtype, monkeypatch):
+    monkeypatch.setitem(nt_xent_baselines.BLOCK_ROWS, "cpu", 8)
+    monkeypatch.setitem(nt_xent_baselines.KEPT_BYTES, "cpu", 256)
+    assert nt_xent.PROVIDERS[name].compiles
+    assert_right(name, dtype, 0.1)
+
+
+def assert_right(name, dtype, temperature):
+    """The gate passes this provider, and would not pass everything."""
+    case = cases.Case({"N": 11, "D": 20, "temperature": temperature}, dtype, "cpu")
     inputs = nt_xent.inputs(case, seed=2)
-
-    def in_blocks_of_four(z0, z1):
-        return nt_xent._Chunked.apply(torch.nn.functional.normalize(torch.cat([z0, z1]), dim=1), 1 / temperature, 4)
-
     expected = nt_xent.truth(case, inputs, 0)
-    for check in verify.check(cases.outputs(in_blocks_of_four, inputs), expected, [0.0] * 3, case):
-        assert not check.reason
+    eager = verify.errors(cases.outputs(nt_xent.PROVIDERS["eager"].build(case), inputs), expected)
+    assert verify.would_refuse_zeros(expected, eager, case)
+    for check in verify.check(cases.outputs(nt_xent.PROVIDERS[name].build(case), inputs), expected, eager, case):
+        assert not check.reason, check
 
 
 def test_what_cannot_run_is_a_row_that_says_why(ceilings):
@@ -240,7 +265,7 @@ def test_what_cannot_run_is_a_row_that_says_why(ceilings):
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (32, 7), (33, 65)])
 def test_small_and_odd_sizes_are_right_with_every_provider(n, d, ceilings):
     case = dataclasses.replace(CASE, sizes={"N": n, "D": d, "temperature": 0.1})
-    names = [name for name in nt_xent.PROVIDERS if not name.startswith("compiled")]  # a compilation takes long
+    names = [name for name in nt_xent.PROVIDERS if "compiled" not in name]  # a compilation takes long
     rows, _ = runner.run_case(nt_xent.FAMILY, case, names, QUICK, ceilings)
     assert len(rows) == len(names) - 1  # autocast to float32 is no competitor
     for row in rows:

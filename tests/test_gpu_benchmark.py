@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import time
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from fastssl.benchmarks import cases, gpu, gpu_nt_xent, limits, nt_xent, report,
 from fastssl.benchmarks.gpu_family import Target
 from fastssl.ops.pairwise import chunked
 
+CALLS = count()
 REHEARSAL = Target("cpu", "chunked", small=True)
 JOBS = """
 import os, time
@@ -168,7 +170,7 @@ def test_right_kernels_pass(title, monkeypatch):
     [
         ("'pair', 'exclude_self'", of_gradient(torch.zeros_like), "gradient"),
         ("'pair', 'exclude_self'", of_gradient(last_row_unwritten), "gradient: nan of what is allowed"),
-        ("'pair', 'exclude_self'", of_gradient(lambda g: g * (1 + 1e-6 * torch.rand(()))), "two calls differ"),
+        ("'pair', 'exclude_self'", of_gradient(lambda g: g * (1 + 1e-6 * next(CALLS))), "two calls differ"),
         ("'key'", of_log_sums(lambda lse: lse + 1e-3), "log_sum"),
         ("a NaN row", of_log_sums(lambda lse: lse.nan_to_num(0.0)), "log_sum: inf"),
         ("logits of 10240", of_log_sums(lambda lse: lse * torch.inf), "log_sum: inf"),
@@ -179,6 +181,38 @@ def test_wrong_kernels_do_not(title, changed, says, monkeypatch):
     with_backend(monkeypatch, **changed)
     problems = gpu.verify("nt_xent", REHEARSAL, number_of(title))["problems"]
     assert any(says in problem for problem in problems), problems
+
+
+def fused(change):
+    """The chunked backend's ``nt_xent`` with its results (loss, dz0, dz1, dscale) changed."""
+    right = chunked.nt_xent
+    return lambda *arguments, **keywords: change(*right(*arguments, **keywords), keywords["gradient"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_right_fused_operator_passes(dtype):
+    result = gpu.verify("nt_xent", REHEARSAL, number_of("nt_xent, d 24", dtype))
+    assert result["problems"] == [] and 0 < max(result["ratios"].values()) <= 1
+    names = {"loss", "gradient of z0", "gradient of z1", "gradient of the scale", "loss without gradients"}
+    assert set(result["ratios"]) == names
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda loss, dz0, dz1, ds, gradient: (loss * 1.1, dz0, dz1, ds), "loss: "),
+        (lambda loss, dz0, dz1, ds, gradient: (loss if gradient else loss * 1.1, dz0, dz1, ds), "loss without grad"),
+        (lambda loss, dz0, dz1, ds, gradient: (loss, dz0 * 0, dz1, ds), "gradient of z0"),
+        (lambda loss, dz0, dz1, ds, gradient: (loss, dz0, dz0, ds), "gradient of z1"),
+        (lambda loss, dz0, dz1, ds, gradient: (loss, dz0, dz1, 2 * ds), "gradient of the scale"),
+    ],
+    ids=["loss", "loss alone", "zeros", "other view", "scale counted twice"],
+)
+def test_a_wrong_fused_operator_does_not(change, says, dtype, monkeypatch):
+    monkeypatch.setattr(chunked, "nt_xent", fused(change))
+    problems = gpu.verify("nt_xent", REHEARSAL, number_of("nt_xent, d 24", dtype))["problems"]
+    assert any(problem.startswith(says) for problem in problems), problems
 
 
 def test_small_and_large_targets_verify_the_same_list():
@@ -198,7 +232,9 @@ def test_the_sizes_that_the_bars_are_about_come_first():
     ]
     assert {case.dtype_name for case in timed} == set(cases.DTYPES)
     for case in timed[:3]:
-        assert {"eager", "compiled", "compiled-autocast", "chunked"} <= set(gpu_nt_xent.baselines(case))
+        assert {"eager", "compiled", "compiled-symmetric", "chunked", "chunked-compiled"} <= set(
+            gpu_nt_xent.baselines(case)
+        )
     largest = next(case for case in timed if case.sizes["N"] == 262144)
     assert "eager" in gpu_nt_xent.baselines(largest)
     assert nt_xent.PROVIDERS["eager"].bytes_needed(largest) > 1e12  # refused by its estimate, which is then said
@@ -258,7 +294,7 @@ def test_verdicts_while_timing(provider, function, says, quick, ceilings, monkey
 
 
 def row(provider, both=None, status="ok", **fields):
-    times = {} if both is None else {which: {"median_s": both} for which in ("forward", "backward", "both")}
+    times = {} if both is None else {which: {"median_s": both} for which in ("forward", "both")}
     shares = dict.fromkeys(times, 0.5)
     sizes = {"N": 16384, "D": 128, "temperature": 0.1}
     about = {"sizes": sizes, "dtype": "bfloat16", "provider": provider, "status": status, "reason": "", "times": times}
@@ -271,13 +307,13 @@ def test_the_table_compares_with_the_best_compiled_form_and_says_what_has_no_tim
         row("eager", 0.03), row("eager-autocast", 0.02), row("compiled", 0.011), row("compiled-autocast", 0.008),
         row("chunked", status="unavailable", reason="needs about 900.0 GB, 140.0 GB are available"),
     ]  # fmt: skip
-    floors = {"forward": 2e-4, "backward": 8e-4, "both": 0.001}
+    floors = {"forward": 2e-4, "both": 0.001}
     outcomes = [outcome("ok", family="nt_xent", floor_s=floors, rows=rows), gpu.Outcome("a later case", True)]
     header, _, line, *rest = gpu.table(outcomes, "fastssl-triton")
     assert len(header) == len(line)
     assert line.split() == [
         "nt_xent", "bfloat16", "N=16384", "D=128",
-        "2", "50%", "2", "50%", "2", "50%", "1", "20", "8", "-", "4.0x", "25.0",
+        "2", "50%", "2", "50%", "1", "20", "8", "-", "4.0x", "25.0",
     ]  # fmt: skip
     assert "a job: chunked unavailable, needs about 900.0 GB, 140.0 GB are available" in rest
     assert "a later case: missing, no time was left" in rest
@@ -292,9 +328,10 @@ def test_verifying_and_timing_write_what_the_plot_reads(tmp_path, ceilings, caps
         section = written[f"{name}.json"]
         assert (section["section"], section["command"], section["failed"]) == (name, "a command", 0)
         assert all(job["status"] == "ok" for job in section["jobs"])
+        assert {"versions", "commit", "machine"} <= set(section["environment"])
     assert len(written["verify.json"]["jobs"]) == len(gpu_nt_xent.verifications(REHEARSAL))
     rows = written["nt_xent.json"]["rows"]
-    assert len(rows) >= 6 and all(set(row["times"]) == set(cases.PASSES) for row in rows)
+    assert len(rows) >= 6 and all(set(row["times"]) == {"forward", "both"} for row in rows)
     assert report.load(tmp_path / "out" / "nt_xent.json")["subject"] == "fastssl-chunked"
     printed = capsys.readouterr().out
     assert printed.count("nt_xent  bfloat16") == 1 and "timing" in printed.splitlines()[-1]
