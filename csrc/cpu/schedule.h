@@ -32,7 +32,7 @@ class Tournament {
     // Whole matches keep a thread's cache warm; where these are too few, threads follow each other through a
     // match.
     constexpr std::int64_t kMatchesPerThread = 2;
-    turns_ = (teams_ + 1) / 2 >= kMatchesPerThread * threads ? 1 : team_size_;
+    by_match_ = (teams_ + 1) / 2 >= kMatchesPerThread * threads;
   }
 
   // Before play(), for every block, and finished on all threads.
@@ -42,9 +42,13 @@ class Tournament {
   template <class Meet>
   void play(Team& threads, const Meet& meet) const {
     const std::int64_t even = teams_ + (teams_ & 1), circle = even - 1, tables = even / 2;
-    const std::int64_t matches = teams_ * (teams_ + 1) / 2, members = team_size_ / turns_;
-    threads.for_each(matches * turns_, [&](std::int64_t drawn) {
-      const std::int64_t match = drawn / turns_, turn = drawn % turns_;
+    // The last matches are cut into their members' turns too, so that threads end at the same time.
+    const std::int64_t matches = teams_ * (teams_ + 1) / 2, whole = by_match_ ? matches - tables : 0;
+    threads.for_each(whole + (matches - whole) * team_size_, [&](std::int64_t drawn) {
+      const bool is_whole = drawn < whole;
+      const std::int64_t match = is_whole ? drawn : whole + (drawn - whole) / team_size_;
+      const std::int64_t first = is_whole ? 0 : (drawn - whole) % team_size_;
+      const std::int64_t last = is_whole ? team_size_ : first + 1;
       const std::int64_t round = match / tables < circle ? match / tables : circle;
       const std::int64_t table = match - round * tables;
       std::int64_t home = (round + table + 1) % circle, away = (round + circle - table - 1) % circle;
@@ -54,7 +58,7 @@ class Tournament {
         home = round;  // last, because a team that plays itself has less to do
         away = teams_ == even ? even - 1 : round;
       }
-      for (std::int64_t i = turn * members; i < (turn + 1) * members; ++i) {
+      for (std::int64_t i = first; i < last; ++i) {
         for (std::int64_t j = home == away ? i : 0; j < team_size_; ++j)
           meet_in_order(round * team_size_, home, i, away, j, meet);
       }
@@ -79,7 +83,7 @@ class Tournament {
   }
 
   std::int64_t blocks_, team_size_, teams_;
-  std::int64_t turns_;  // into which a match is cut
+  bool by_match_;
   Met* met_;
 };
 
