@@ -266,7 +266,8 @@ def _grid(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> Table:
         heading = "\n".join([*textwrap.wrap(PASSES[which], 10), unit])
         grid.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
         grid.add_column("x", justify="right", vertical="bottom", no_wrap=True)
-        grid.add_column("limit ", justify="right", vertical="bottom", no_wrap=True)
+        if which in _SHARED_WORK:
+            grid.add_column("limit ", justify="right", vertical="bottom", no_wrap=True)
     memory = {row["provider"]: row["peak_extra_bytes"] for row in rows if row["peak_extra_bytes"] is not None}
     if memory:
         columns.append(_memory_cells(memory))
@@ -279,6 +280,9 @@ def _grid(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> Table:
         grid.add_row(label, *cells, style="bold" if name == subject else None)
     return grid
 
+
+# Alone, the backward pass is another job for each provider: some have their gradient ready after the forward pass.
+_SHARED_WORK = ("forward", "both")
 
 Cells = Callable[[str], list[Any]]  # a provider -> its cells in one group of columns
 
@@ -295,7 +299,7 @@ def _time_cells(rows: Sequence[Row], subject: str, which: str) -> Cells:
 
     def cells(name: str) -> list[Any]:
         if name not in times:
-            return ["", "", ""]
+            return [""] * (3 if which in _SHARED_WORK else 2)
         best = medians[name] == fastest
         spread = f"±{_spread(times[name]):.0%}"
         time = Text(f"{'*' if best else ''}{_digits(medians[name] / size)} {spread:>4}", "green" if best else "")
@@ -303,7 +307,7 @@ def _time_cells(rows: Sequence[Row], subject: str, which: str) -> Cells:
         if subject in medians and name != subject:
             ratio = medians[name] / medians[subject]
             relation = Text(_ratio_text(ratio), "bold red" if ratio < 1 else "")
-        return [time, relation, Text(f"{shares[name]:.0%} ", "dim")]
+        return [time, relation, *([Text(f"{shares[name]:.0%} ", "dim")] if which in _SHARED_WORK else [])]
 
     return cells
 
