@@ -412,6 +412,7 @@ def markdown(
     passes: Sequence[str] | None = None,
     dtypes: Sequence[str] | None = None,
     providers: Sequence[str] | None = None,
+    allocators: Sequence[str] | None = None,
     shown: Sequence[str] = SHOWN,
 ) -> str:
     """Tables of a result: a line per dtype and size, a column per provider.
@@ -421,6 +422,7 @@ def markdown(
         passes: names from ``cases.PASSES``; None for those that were measured.
         dtypes: the lines; None for all.
         providers: the columns; None for all with a result.
+        allocators: of the tables; None for all that were measured.
         shown: of "source" (versions, machine, command), "time" (median, and how many times the subject's), "share" (of
             the time that the machine's limit allows), "memory" (peak, beyond the inputs) and "missing" (who has no
             result, and why).
@@ -437,6 +439,7 @@ def markdown(
         ("passes", passes, measured),
         ("dtypes", dtypes, list(dict.fromkeys(row["dtype"] for row in rows))),
         ("providers", providers, known),
+        ("allocators", allocators, list(dict.fromkeys(row["allocator"] for row in rows))),
         ("shown", shown, SHOWN),
     ):
         unknown = [name for name in wanted or () if name not in have]
@@ -444,6 +447,7 @@ def markdown(
             raise ValueError(f"{what} must be among {', '.join(have)}, got {', '.join(unknown)}")
     rows = [row for row in rows if row["provider"] in (providers or known)]
     rows = [row for row in rows if dtypes is None or row["dtype"] in dtypes]
+    rows = [row for row in rows if allocators is None or row["allocator"] in allocators]
     order = providers or known
 
     parts = []
@@ -544,6 +548,7 @@ def _render(arguments: argparse.Namespace) -> str:
             passes=arguments.passes,
             dtypes=arguments.dtype,
             providers=arguments.providers,
+            allocators=arguments.allocator,
             shown=arguments.show,
         )
         for path in arguments.results
@@ -556,6 +561,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pass", dest="passes", nargs="+", choices=PASSES, help="default: all that were measured")
     parser.add_argument("--dtype", nargs="+", metavar="DTYPE", help="lines; default: all")
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="columns; default: all with a result")
+    parser.add_argument("--allocator", nargs="+", metavar="NAME", help="default: all that were measured")
     parser.add_argument("--show", nargs="+", choices=SHOWN, default=SHOWN)
     parser.add_argument(
         "--update", nargs="+", type=Path, metavar="PAGE.md",
