@@ -119,5 +119,22 @@ FASTSSL_INLINE void multiply_into(typename P::Real* out, std::int64_t out_stride
   }
 }
 
+// The same tile, one vector wide.
+template <class P>
+struct OneVector : P {
+  static constexpr int kVectors = 1, kCols = P::kLanes;
+};
+
+// The same for kRows rows of a gradient, `cols` wide: tile by tile, the last one narrow where that is enough.
+template <class P, int kAStride, int kAStep>
+FASTSSL_INLINE void multiply_strip(typename P::Real* out, std::int64_t out_stride, const typename P::Unit* a,
+                                   const typename P::Unit* b, std::int64_t b_stride, std::int64_t steps,
+                                   std::int64_t cols) {
+  std::int64_t d = 0;
+  for (; cols - d > P::kLanes; d += P::kCols)
+    multiply_into<P, kAStride, kAStep>(out + d, out_stride, a, b + d, b_stride, steps);
+  if (d < cols) multiply_into<OneVector<P>, kAStride, kAStep>(out + d, out_stride, a, b + d, b_stride, steps);
+}
+
 }  // namespace FASTSSL_ISA
 }  // namespace fastssl

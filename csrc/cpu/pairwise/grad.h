@@ -162,24 +162,20 @@ class Gradient {
     }
     // G_a += W Z_b and G_b += W^T Z_a. A tile's rows of W stay in L1 while Z streams from L2: the other order
     // is 4 % slower.
-    const std::int64_t dims = round_up(p.dim, P::kCols), z_stride = pass_.k.row_stride;
+    const std::int64_t z_stride = pass_.k.row_stride;
     Real* grad_a = grad_block(part, a);
     const auto* z_b = pass_.k.block_rows(b);
     for (int i = 0; i < height; i += P::kRows) {
-      for (std::int64_t d = 0; d < dims; d += P::kCols) {
-        multiply_into<P, Weights::kRowStride, Weights::kRowStep>(grad_a + i * stride_ + d, stride_, w.rows(i),
-                                                                 z_b + d, z_stride, width / P::kFold);
-      }
+      multiply_strip<P, Weights::kRowStride, Weights::kRowStep>(grad_a + i * stride_, stride_, w.rows(i), z_b,
+                                                                z_stride, width / P::kFold, p.dim);
     }
     if (!cols_too) return;
     const int col_height = tiles_extent(b, p.cols, P::kRows);
     Real* grad_b = grad_block(part, b);
     const auto* z_a = pass_.q.block_rows(a);
     for (int j = 0; j < col_height; j += P::kRows) {
-      for (std::int64_t d = 0; d < dims; d += P::kCols) {
-        multiply_into<P, Weights::kColStride, Weights::kColStep>(grad_b + j * stride_ + d, stride_, w.cols(j),
-                                                                 z_a + d, z_stride, height / P::kFold);
-      }
+      multiply_strip<P, Weights::kColStride, Weights::kColStep>(grad_b + j * stride_, stride_, w.cols(j), z_a,
+                                                                z_stride, height / P::kFold, p.dim);
     }
   }
 
