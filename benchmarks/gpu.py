@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import shlex
 import sys
@@ -309,7 +308,7 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def write(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1, default=str) + "\n")
+    path.write_text(report.text(document))
 
 
 # ------------------------------------------------------------------------------------------------------------ main

@@ -78,6 +78,12 @@ def document(
     }
 
 
+def text(document: Document) -> str:
+    """The document as JSON, a line per field and samples side by side."""
+    lines = json.dumps(document, indent=1, default=str)
+    return re.sub(r'\[\s+([^][{}"]*?)\s+\]', lambda numbers: f"[{' '.join(numbers[1].split())}]", lines) + "\n"
+
+
 def load(path: Path) -> dict[str, Any]:
     """A document that ``fastssl bench --json`` wrote.
 

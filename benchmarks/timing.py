@@ -61,7 +61,7 @@ class Timing:
             "q25_s": self.quantile(0.25),
             "q75_s": self.quantile(0.75),
             "min_s": min(self.samples),
-            "samples_s": self.samples,
+            "samples_s": [float(f"{sample:.4g}") for sample in self.samples],
         }
 
 

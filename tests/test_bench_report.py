@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import itertools
@@ -99,9 +98,10 @@ def cells(text, provider):
 def test_a_table_compares_each_provider_with_the_subject():
     text = printed([row("fastssl", 0.004), row("eager", 0.01, peak_extra_bytes=25_000_000)])
     assert text.startswith("N=512 D=128 temperature=0.1 float32 cpu, glibc's default allocator\n")
-    assert cells(text, "fastssl") == ["*1.00", "±5%", "50%", "*3.00", "±5%", "50%", "*4.00", "±5%", "50%", "*3.00"]
+    # no share of the limit for the backward pass alone
+    assert cells(text, "fastssl") == ["*1.00", "±5%", "50%", "*3.00", "±5%", "*4.00", "±5%", "50%", "*3.00"]
     assert cells(text, "eager") == (
-        ["2.50", "±5%", "2.50x", "50%", "7.50", "±5%", "2.50x", "50%", "10.0", "±5%", "2.50x", "50%", "25.0"]
+        ["2.50", "±5%", "2.50x", "50%", "7.50", "±5%", "2.50x", "10.0", "±5%", "2.50x", "50%", "25.0"]
     )
     assert "FASTER" not in text
 
@@ -254,29 +254,22 @@ ROOT = Path(__file__).parent.parent
 PAGES = [page for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")) if report.PLACE.search(page.read_text())]
 
 
-@contextlib.contextmanager
-def skipping_old_results():
-    """A change of the document's form waits for the next measurement."""
-    try:
-        yield
-    except ValueError as error:
-        if "must be of schema" in str(error):
-            pytest.skip(str(error))
-        raise
+def test_a_document_is_written_with_its_samples_side_by_side():
+    whole = {"rows": [{"samples_s": [1e-3, 2.5e-3], "note": "a [1, 2] b"}], "empty": [], "names": ["x", "y"]}
+    text = report.text(whole)
+    assert json.loads(text) == whole and "[0.001, 0.0025]" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_published_tables_are_what_their_commands_print(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = page.read_text()
-    with skipping_old_results():
-        assert report.update(text) == text
+    assert report.update(text) == text
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/results/nt_xent*.json")), ids=lambda path: path.name)
 def test_committed_results_can_be_drawn(path):
-    with skipping_old_results():
-        loaded = report.load(path)
+    loaded = report.load(path)
     assert any(axes.get_lines() for axes in plot.figure([loaded]).axes)
 
 

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import os
 import platform
 import shlex
@@ -139,7 +138,7 @@ def run(family: Family, arguments: argparse.Namespace, *, command: str) -> int:
                         print("Gradients of zeros would have passed here: this case says nothing about correctness.")
                     print(flush=True)
                     if arguments.json is not None:  # what was measured is kept if something later ends the run
-                        _write(arguments.json, json.dumps(document(), indent=1) + "\n")
+                        _write(arguments.json, report.text(document()))
     except WorkerDied as error:
         print(f"fastssl bench {family.name}: {error}", file=sys.stderr)
         return error.status
