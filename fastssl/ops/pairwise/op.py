@@ -183,9 +183,8 @@ def _check_nt_xent(z0: Tensor, z1: Tensor, *, gradient: bool, **rules: Any) -> N
         checks.check_tensor("nt_xent", name, view, ndim=2, layout="[N, D]")
     for attribute in ("shape", "dtype", "device"):
         checks.check_same("nt_xent", attribute, ("z0", z0), ("z1", z1))
-    if (
-        gradient and z0.dtype == torch.float16
-    ):  # rounded to float16 before a loss scaler multiplies them, gradients vanish
+    # Rounded to float16 before a loss scaler multiplies them, gradients vanish.
+    if gradient and z0.dtype == torch.float16:
         raise TypeError("nt_xent: the operator computes no float16 gradients, take pairwise_logsumexp")
 
 
