@@ -3,9 +3,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
 #include "cpu/isa.h"
+#include "cpu/pages.h"
 #include "cpu/pairwise/pairwise.h"
 #include "cpu/parallel.h"
+#include "cpu/sinkhorn/sinkhorn.h"
+#include "cpu/soft_target/soft_target.h"
 #include "cpu/workspace.h"
 
 namespace py = pybind11;
@@ -83,6 +90,63 @@ void pairwise_loss(const PairwiseProblem& problem, bool allow_bfloat16_product, 
   fastssl::pairwise_loss(problem, allow_bfloat16_product, weight, outputs);
 }
 
+// Views of one stack or of several: an address and a stride each.
+using Views = std::vector<std::pair<Address, std::int64_t>>;
+
+std::vector<fastssl::View> make_views(const Views& views) {
+  std::vector<fastssl::View> made;
+  for (const auto& [address, stride] : views) made.push_back({pointer<void>(address), stride});
+  return made;
+}
+
+void soft_target(const Views& student, const Views& teacher, std::int64_t images, std::int64_t prototypes,
+                 int student_dtype, int teacher_dtype, Address column_potential,
+                 std::int64_t column_potential_stride, Address row_potential, Address weight,
+                 double student_scale, double teacher_scale, bool skip_same_view, std::int64_t threads,
+                 Address loss, Address student_lse, Address teacher_lse, Address column_sum,
+                 const Views& gradient, Address factor, bool fresh_gradient, bool known_log_sums) {
+  const auto students = make_views(student), teachers = make_views(teacher), gradients = make_views(gradient);
+  if (!gradients.empty() && gradients.size() != students.size())
+    throw std::invalid_argument("soft_target: gradient must have as many views as student");
+  const fastssl::SoftTargetProblem problem{students.data(),
+                                           teachers.data(),
+                                           static_cast<std::int64_t>(students.size()),
+                                           static_cast<std::int64_t>(teachers.size()),
+                                           images,
+                                           prototypes,
+                                           static_cast<fastssl::DType>(student_dtype),
+                                           static_cast<fastssl::DType>(teacher_dtype),
+                                           pointer<const void>(column_potential),
+                                           column_potential_stride,
+                                           pointer<const void>(row_potential),
+                                           pointer<const void>(weight),
+                                           student_scale,
+                                           teacher_scale,
+                                           skip_same_view,
+                                           threads};
+  const fastssl::SoftTargetLogSums log_sums{pointer<const void>(student_lse),
+                                            pointer<const void>(teacher_lse)};
+  const fastssl::SoftTargetOutputs outputs{pointer<void>(loss),
+                                           known_log_sums ? nullptr : pointer<void>(student_lse),
+                                           known_log_sums ? nullptr : pointer<void>(teacher_lse),
+                                           pointer<void>(column_sum),
+                                           gradients.empty() ? nullptr : gradients.data(),
+                                           pointer<const void>(factor),
+                                           fresh_gradient};
+  py::gil_scoped_release release;
+  fastssl::soft_target_cross_entropy(problem, known_log_sums ? &log_sums : nullptr, outputs);
+}
+
+void potential_logsumexp(Address logits, std::int64_t rows, std::int64_t cols, std::int64_t stride, int dtype,
+                         Address potential, double scale, bool over_columns, std::int64_t threads,
+                         Address log_sums) {
+  const fastssl::LogSumProblem problem{
+      pointer<const void>(logits),    rows,  cols,         stride, static_cast<fastssl::DType>(dtype),
+      pointer<const void>(potential), scale, over_columns, threads};
+  py::gil_scoped_release release;
+  fastssl::potential_logsumexp(problem, pointer<void>(log_sums));
+}
+
 py::dict info(fastssl::Isa isa) {
   py::dict d;
   d["isa"] = fastssl::isa_name(isa);
@@ -116,9 +180,24 @@ PYBIND11_MODULE(_C, m) {
         py::arg("col_positive_weight"), py::arg("dq"), py::arg("dscale"));
   m.def("pairwise_loss", &pairwise_loss, py::arg("problem"), py::kw_only(), py::arg("allow_bfloat16_product"),
         py::arg("weight"), py::arg("loss"), py::arg("dq"), py::arg("dq_other"), py::arg("dscale"));
+  m.def("soft_target", &soft_target, py::kw_only(), py::arg("student"), py::arg("teacher"), py::arg("images"),
+        py::arg("prototypes"), py::arg("student_dtype"), py::arg("teacher_dtype"),
+        py::arg("column_potential"), py::arg("column_potential_stride"), py::arg("row_potential"),
+        py::arg("weight"), py::arg("student_scale"), py::arg("teacher_scale"), py::arg("skip_same_view"),
+        py::arg("threads"), py::arg("loss"), py::arg("student_lse"), py::arg("teacher_lse"),
+        py::arg("column_sum"), py::arg("gradient"), py::arg("factor"), py::arg("fresh_gradient"),
+        py::arg("known_log_sums"));
+  m.def("potential_logsumexp", &potential_logsumexp, py::kw_only(), py::arg("logits"), py::arg("rows"),
+        py::arg("cols"), py::arg("stride"), py::arg("dtype"), py::arg("potential"), py::arg("scale"),
+        py::arg("over_columns"), py::arg("threads"), py::arg("log_sums"));
   m.def(
       "info", [isa] { return info(isa); },
       "Instruction set in use, those compiled in, OpenMP, threads, fork state.");
+  m.def(
+      "prefer_huge_pages",
+      [](Address address, std::size_t bytes) { fastssl::prefer_huge_pages(pointer<void>(address), bytes); },
+      "Asks for huge pages in memory that is about to be written for the first time.", py::arg("address"),
+      py::arg("bytes"));
   m.def(
       "release_workspaces", &fastssl::release_workspaces,
       "Frees the scratch memory kept between calls by threads that are not in one; returns the bytes freed.");

@@ -34,6 +34,19 @@ def all_gather_vectors(vectors: Sequence[Tensor | None], group: str) -> list[Ten
     return [None if vector is None else next(gathered).contiguous() for vector in vectors]
 
 
+def sum_over_ranks(values: Tensor, group: str) -> Tensor:
+    """Elementwise sum of every rank's values. Not differentiable."""
+    return collectives.wait_tensor(collectives.all_reduce(values, "sum", group))
+
+
+def logsumexp_over_ranks(values: Tensor, group: str) -> Tensor:
+    """Elementwise log-sum-exp of every rank's values, [K]. Not differentiable."""
+    largest = collectives.wait_tensor(collectives.all_reduce(values, "max", group))
+    shift = torch.where(largest == -torch.inf, 0.0, largest)  # nowhere a summand: the sum is minus infinity again
+    total = collectives.wait_tensor(collectives.all_reduce((values - shift).exp(), "sum", group))
+    return total.log() + shift
+
+
 def check_same_shape(function: str, name: str, tensor: Tensor, group: dist.ProcessGroup) -> None:
     """Raise on every rank when the ranks disagree about a shape, instead of hanging in the next collective.
 

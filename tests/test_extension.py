@@ -54,7 +54,8 @@ def rows(count: int = 400, dim: int = 64, dtype: torch.dtype = torch.float32) ->
 
 def run_python(code: str, timeout: float = 120, **environment: str) -> str:
     """Runs code in a new process that can import this module; returns what it printed."""
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here / "ops"), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
@@ -179,6 +180,25 @@ def test_every_instruction_set_gives_the_same_result(isa):
     )
     order = ["baseline", "avx2", "avx512", "avx512_bf16"]
     assert order.index(printed.strip()) <= order.index(isa)  # lower where this machine lacks it
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])  # the widest serves all other tests
+def test_the_row_wise_kernels_are_right_on_every_instruction_set(isa):
+    printed = run_python(
+        """
+        import harness, test_sinkhorn, test_soft_target, torch
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            with harness.serving("cpp", "cpu", dtype, "soft_target_cross_entropy"):
+                for sizes in ((4, 2, 5, 33), (3, 3, 2, 4100)):
+                    test_soft_target.check(test_soft_target.problem(*sizes, dtype, rows=sizes[0] == 3))
+                for dim in (0, 1):
+                    test_sinkhorn.check(test_sinkhorn.random(37, 1030, dtype=dtype), None, dim)
+        print(harness.fastssl._extension.load().info()["isa"])
+        """,
+        FASTSSL_CPU_ISA=isa,
+    )
+    assert printed.strip() in ("baseline", isa)
 
 
 @needs_extension

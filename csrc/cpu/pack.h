@@ -1,44 +1,12 @@
-// Operands in the layout that the tiles read, and the arena that holds them.
+// Operands in the layout that the tiles read.
 #pragma once
 
+#include "arena.h"
 #include "convert.h"
 #include "tile.h"
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
-
 namespace fastssl {
 namespace FASTSSL_ISA {
-
-// Hands out aligned pieces of one allocation. With a null base it only measures. Under AddressSanitizer a
-// poisoned gap follows each piece, so that running from one into the next shows.
-class Arena {
- public:
-  explicit Arena(char* base) : base_(base) {}
-
-  template <class T>
-  T* take(std::int64_t count) {
-    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T), begin = used_;
-    used_ += static_cast<std::size_t>(round_up(static_cast<std::int64_t>(bytes) + kGap, kCacheLine));
-    if (base_ == nullptr) return nullptr;
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(base_ + begin, bytes);
-    __asan_poison_memory_region(base_ + begin + bytes, used_ - begin - bytes);
-#endif
-    return reinterpret_cast<T*>(base_ + begin);
-  }
-  std::size_t used() const { return used_; }
-
- private:
-#if defined(__SANITIZE_ADDRESS__)
-  static constexpr std::int64_t kGap = 4096;
-#else
-  static constexpr std::int64_t kGap = 0;
-#endif
-  char* base_;
-  std::size_t used_ = 0;
-};
 
 // The rows of one matrix, or of two in turns.
 struct Rows {

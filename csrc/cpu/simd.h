@@ -94,6 +94,33 @@ struct Simd {
   }
   static FASTSSL_INLINE void store(T* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
 
+  // Stores past the caches, for memory that is not read soon. p must be aligned to the vector, and
+  // finish_streaming() must follow before another thread reads.
+  static FASTSSL_INLINE void stream(T* p, Vec v) {
+#if defined(__clang__)
+    __builtin_nontemporal_store(v, reinterpret_cast<Vec*>(p));
+#else
+    using Floats = typename Simd<float, kBytes>::Vec;
+    [[maybe_unused]] const Floats floats = reinterpret_cast<Floats>(v);
+    [[maybe_unused]] float* out = reinterpret_cast<float*>(p);
+#if defined(__AVX512F__)
+    if constexpr (kBytes == 64) return __builtin_ia32_movntps512(out, floats);
+#endif
+#if defined(__AVX__)
+    if constexpr (kBytes == 32) return __builtin_ia32_movntps256(out, floats);
+#endif
+#if defined(__SSE__)
+    if constexpr (kBytes == 16) return __builtin_ia32_movntps(out, floats);
+#endif
+    store(p, v);
+#endif
+  }
+  static FASTSSL_INLINE void finish_streaming() {
+#if defined(__SSE__)
+    __builtin_ia32_sfence();
+#endif
+  }
+
   static FASTSSL_INLINE Ints load_ints(const Signed* p) {
     Ints v;
     __builtin_memcpy(&v, p, sizeof v);
@@ -112,6 +139,18 @@ struct Simd {
 
   // The larger of a and b; b where a is NaN.
   static FASTSSL_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+  // The largest lane; some lane's or NaN where a lane is NaN.
+  static FASTSSL_INLINE T largest(Vec v) {
+    if constexpr (kLanes == 2) {
+      return v[0] > v[1] ? v[0] : v[1];
+    } else {
+      using Half = Simd<T, kBytes / 2>;
+      typename Half::Vec halves[2];
+      __builtin_memcpy(halves, &v, sizeof v);
+      return Half::largest(Half::max(halves[0], halves[1]));
+    }
+  }
 
   // The upper half is added to the lower until one lane is left.
   static FASTSSL_INLINE T sum(Vec v) {

@@ -1,6 +1,7 @@
 // The register tile: kRows x kCols sums of products held in vector registers, the heart of both products.
 #pragma once
 
+#include "arena.h"
 #include "simd.h"
 
 namespace fastssl {
@@ -8,21 +9,11 @@ namespace FASTSSL_ISA {
 
 // Rows and columns are cut into blocks of kBlock: a multiple of every tile's height and width.
 constexpr int kBlock = 96;
-constexpr int kCacheLine = 64;
-
-constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
 // Valid rows or columns of block b, rounded up to whole tiles.
 FASTSSL_INLINE int tiles_extent(std::int64_t b, std::int64_t count, int tile) {
   const std::int64_t left = count - b * kBlock;
   return static_cast<int>(round_up(left < kBlock ? left : kBlock, tile));
-}
-
-// A row's length in elements such that consecutive rows fall into different sets of the L1 cache: an odd
-// number of lines.
-constexpr std::int64_t spread_stride(std::int64_t elements, std::int64_t element_bytes) {
-  return (ceil_div(elements * element_bytes, kCacheLine) | 1) * kCacheLine / element_bytes;
 }
 
 // Arithmetic in T throughout. A "unit" is what one broadcast fetches and one dot step consumes: here one

@@ -1,12 +1,12 @@
 #include "workspace.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <mutex>
 #include <new>
 #include <vector>
+
+#include "pages.h"
 
 namespace fastssl {
 namespace {
@@ -48,8 +48,6 @@ struct Workspace {
 
 thread_local Workspace workspace;
 
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
-
 }  // namespace
 
 WorkspaceLease::WorkspaceLease(std::size_t bytes) {
@@ -63,10 +61,7 @@ WorkspaceLease::WorkspaceLease(std::size_t bytes) {
     const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     void* memory = nullptr;
     if (posix_memalign(&memory, alignment, rounded) != 0) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    // Fewer page faults and TLB misses; where the system declines nothing is lost.
-    if (large) madvise(memory, rounded, MADV_HUGEPAGE);
-#endif
+    prefer_huge_pages(memory, rounded);
     mine.data = static_cast<char*>(memory);
     mine.bytes = rounded;
   }

@@ -1,5 +1,5 @@
 """Operation families as ``torch.library`` operators; importing this package registers all of them."""
 
-from . import pairwise
+from . import pairwise, sinkhorn, soft_target
 
-__all__ = ["pairwise"]
+__all__ = ["pairwise", "sinkhorn", "soft_target"]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -64,6 +65,38 @@ def check_positive_number(function: str, name: str, value: Any) -> float:
     if not 0 < number < math.inf:  # also false for NaN; isfinite would break a compiled graph
         raise ValueError(f"{function}: {name} must be finite and above 0, got {value}")
     return number
+
+
+def check_temperature(function: str, name: str, value: Any) -> float:
+    """The inverse of a temperature: of a finite number above zero, whose inverse is finite too.
+
+    Raises:
+        TypeError: when it is no number.
+        ValueError: when it is not above zero and finite.
+    """
+    inverse = 1.0 / check_positive_number(function, name, value)
+    return check_positive_number(function, f"1 / {name}", inverse)
+
+
+def check_number_tensor(function: str, name: str, value: Any) -> None:
+    """A dense tensor of a floating dtype.
+
+    Raises:
+        TypeError: when it is something else.
+    """
+    if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES or value.layout != torch.strided:
+        got = f"{value.layout} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{function}: {name} must be a dense tensor with a floating dtype, got {got}")
+
+
+def check_group(function: str, group: Any) -> None:
+    """None, or a process group.
+
+    Raises:
+        TypeError: when it is something else; ranks outside a group hold such a thing.
+    """
+    if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+        raise TypeError(f"{function}: group must be a process group of which this rank is a member, got {group!r}")
 
 
 def check_scalar_tensor(function: str, name: str, value: Tensor, *, device: torch.device) -> Tensor:

@@ -83,7 +83,8 @@ def define(
     """Register an operation: schema, validation, shapes (fake) and dispatch to the backends.
 
     Args:
-        schema: as ``torch.library`` takes it; the first argument is a tensor, the last is ``str backend``.
+        schema: as ``torch.library`` takes it; the first argument is a tensor or a list of tensors, which decides about
+            device and dtype; the last is ``str backend``.
         family: package that holds a module per backend.
         check: raises for tensors that do not fit together, before a kernel could read past their ends. Called with
             the schema's arguments by name, except those below.
@@ -105,7 +106,8 @@ def define(
 
     def dispatch(*args: Any, backend: str, **kwargs: Any) -> Any:
         arguments = checked(args, kwargs)
-        module = choose(name, args[0].device.type, args[0].dtype, backend)
+        first = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]
+        module = choose(name, first.device.type, first.dtype, backend)
         return getattr(module, name)(**arguments)
 
     def shapes(*args: Any, backend: str, **kwargs: Any) -> Any:
@@ -120,6 +122,15 @@ def define(
     torch.library.register_vmap(f"fastssl::{name}", vmap, lib=LIBRARY)
 
 
+def direct(name: str) -> Callable[..., Any]:
+    """An operation below the dispatcher, checked and served like the operator of that name.
+
+    For callers that are no graph (an ``autograd.Function`` in eager mode), with keywords of the backends' functions
+    that the operator does not have: one that lets outputs take the place of inputs is no function.
+    """
+    return _DISPATCH[name]
+
+
 def define_gradient(name: str, *, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
     """Register an operation's gradient formula.
 
@@ -129,25 +140,34 @@ def define_gradient(name: str, *, setup_context: Callable[..., None], backward: 
     Args:
         name: of the operation.
         setup_context: (ctx, tensors, keyword arguments, outputs), saves what the formula needs.
-        backward: (ctx, *gradients of the outputs) -> a gradient or None for each positional argument.
+        backward: (ctx, *gradients of the outputs) -> a gradient or None for each positional argument. Lists of tensors
+            are taken apart in ``ctx.needs_input_grad`` and in the gradients that come in; for an argument that is a
+            list the formula returns a list, or None.
     """
     operator = getattr(torch.ops.fastssl, name).default
 
     class Gradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:
-            *tensors, keyset, keywords = arguments
+            *flat, lengths, out_lengths, keyset, keywords = arguments
+            tensors = _nested(flat, lengths)
             outputs = below_autograd(keyset, tensors, keywords)
             setup_context(ctx, tensors, keywords, outputs)
-            return outputs
+            ctx.lengths = lengths
+            if isinstance(outputs, torch.Tensor):
+                return outputs
+            out_lengths += _lengths(outputs)
+            return tuple(_flat(outputs))
 
         @staticmethod
         def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-            results = backward(ctx, *gradients)
+            results: Any = []
+            for result, length in zip(backward(ctx, *gradients), ctx.lengths, strict=True):
+                results += [result] if length is None else [None] * length if result is None else result
             if torch.is_grad_enabled():  # create_graph=True: the formula itself must not be differentiated
                 anchor = torch.zeros((), requires_grad=True)  # else a constant gradient passes for the derivative
                 results = (None if result is None else _Last.apply(name, result, anchor) for result in results)
-            return (*results, None, None)
+            return (*results, None, None, None, None)
 
     def below_autograd(keyset: Any, tensors: Sequence[Any], keywords: dict[str, Any]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -157,15 +177,37 @@ def define_gradient(name: str, *, setup_context: Callable[..., None], backward: 
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *tensors, **keywords)
 
     def autograd(keyset: Any, *tensors: Any, **keywords: Any) -> Any:
+        flat = _flat(tensors)
         if forward_ad._current_level >= 0 and any(
-            t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+            t is not None and forward_ad.unpack_dual(t).tangent is not None for t in flat
         ):
             raise NotImplementedError(f"fastssl::{name} does not support forward-mode differentiation")
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-            return Gradient.apply(*tensors, keyset, keywords)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in flat):
+            out_lengths: list[int | None] = []
+            outputs = Gradient.apply(*flat, _lengths(tensors), out_lengths, keyset, keywords)
+            return outputs if isinstance(outputs, torch.Tensor) else _nested(outputs, out_lengths)
         return below_autograd(keyset, tensors, keywords)
 
     LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+
+
+def _lengths(values: Sequence[Any]) -> list[int | None]:
+    """How many tensors stand in each list; None for what is no list."""
+    return [len(value) if isinstance(value, (list, tuple)) else None for value in values]
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    """Lists of tensors taken apart: autograd sees no tensors inside lists."""
+    flat: list[Any] = []
+    for value in values:
+        flat += value if isinstance(value, (list, tuple)) else [value]
+    return flat
+
+
+def _nested(flat: Sequence[Any], lengths: Sequence[int | None]) -> tuple[Any, ...]:
+    """The opposite of ``_flat``."""
+    remaining = iter(flat)
+    return tuple(next(remaining) if length is None else [next(remaining) for _ in range(length)] for length in lengths)
 
 
 class _Last(torch.autograd.Function):

@@ -6,29 +6,18 @@ the next one: memory is O((M + N) D). See ``csrc/cpu/pairwise/forward.h`` and ``
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ... import _extension
+from ..cpp import DTYPES, accumulator, address, allow_bfloat16_product, kernels, unsupported_reason
 from ..layout import contiguous, unit_stride
 
-# The numbers of the enums in csrc/cpu/dtype.h and csrc/cpu/pairwise/pairwise.h.
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+__all__ = ["nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "unsupported_reason"]
+
+# The numbers of the enum in csrc/cpu/pairwise/pairwise.h.
 _POSITIVES = {"none": 0, "diagonal": 1, "pair": 2, "key": 3}
-
-
-def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
-    if device_type != "cpu":
-        return "the C++ kernels run on the CPU"
-    if dtype not in _DTYPES:
-        return f"the C++ kernels do not take {dtype}"
-    if _extension.load() is None:
-        _extension.warn_missing()
-        return _extension.why_missing()
-    return None
 
 
 def pairwise_logsumexp(
@@ -43,14 +32,14 @@ def pairwise_logsumexp(
     **rules: Any,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum [M] and sum of the positive logits [M] of every row, as ``reference.pairwise_logsumexp`` defines them."""
-    row_lse = torch.empty(q.shape[0], dtype=_accumulator(q))
+    row_lse = torch.empty(q.shape[0], dtype=accumulator(q))
     positive = torch.empty_like(row_lse)
     q, k = unit_stride(q), None if k is None else unit_stride(k)
     row_key, col_key = contiguous(row_key), contiguous(col_key)
     problem = _problem(q, k, logit_scale, row_key, col_key, row_offset, col_offset, row_step=1, **rules)
-    _kernels().pairwise_logsumexp(
+    kernels().pairwise_logsumexp(
         problem,
-        allow_bfloat16_product=_allow_bfloat16_product(),
+        allow_bfloat16_product=allow_bfloat16_product(),
         row_lse=row_lse.data_ptr(),
         positive=positive.data_ptr(),
     )
@@ -77,21 +66,21 @@ def pairwise_logsumexp_grad(
 ) -> tuple[Tensor, Tensor]:
     """Gradient for the rows [M, D] and the derivative with respect to the full scale []."""
     dq = torch.empty(q.shape, dtype=q.dtype)
-    d_scale = torch.empty((), dtype=_accumulator(q))
+    d_scale = torch.empty((), dtype=accumulator(q))
     q, k = unit_stride(q), None if k is None else unit_stride(k)
     row_key, col_key = contiguous(row_key), contiguous(col_key)
     of_rows = [contiguous(vector) for vector in (row_lse, row_weight, row_positive_weight)]
     of_columns = [contiguous(vector) for vector in (col_lse, col_weight, col_positive_weight)]
     problem = _problem(q, k, logit_scale, row_key, col_key, row_offset, col_offset, row_step, **rules)
-    _kernels().pairwise_logsumexp_grad(
+    kernels().pairwise_logsumexp_grad(
         problem,
-        allow_bfloat16_product=_allow_bfloat16_product(),
-        row_lse=_address(of_rows[0]),
-        row_weight=_address(of_rows[1]),
-        row_positive_weight=_address(of_rows[2]),
-        col_lse=_address(of_columns[0]),
-        col_weight=_address(of_columns[1]),
-        col_positive_weight=_address(of_columns[2]),
+        allow_bfloat16_product=allow_bfloat16_product(),
+        row_lse=address(of_rows[0]),
+        row_weight=address(of_rows[1]),
+        row_positive_weight=address(of_rows[2]),
+        col_lse=address(of_columns[0]),
+        col_weight=address(of_columns[1]),
+        col_positive_weight=address(of_columns[2]),
         dq=dq.data_ptr(),
         dscale=d_scale.data_ptr(),
     )
@@ -109,7 +98,7 @@ def nt_xent(
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``composed.nt_xent``; one kernel, to which the views are the even and the odd rows of one matrix."""
-    loss = torch.empty((), dtype=_accumulator(z0))
+    loss = torch.empty((), dtype=accumulator(z0))
     d_scale = torch.empty_like(loss) if gradient else torch.zeros_like(loss)
     like = z0 if gradient else z0.new_empty((0,))
     dz0, dz1 = (torch.empty_like(like, memory_format=torch.contiguous_format) for _ in range(2))
@@ -118,9 +107,9 @@ def nt_xent(
         z0, None, logit_scale, None, None, 0, 0, row_step=1, q_other=z1, scale=scale, normalize=normalize,
         positives="pair", exclude_self=True, exclude_positives=False,
     )  # fmt: skip
-    _kernels().pairwise_loss(
+    kernels().pairwise_loss(
         problem,
-        allow_bfloat16_product=_allow_bfloat16_product(),
+        allow_bfloat16_product=allow_bfloat16_product(),
         weight=weight,
         loss=loss.data_ptr(),
         dq=dz0.data_ptr() if gradient else 0,
@@ -150,22 +139,22 @@ def _problem(
     """The arguments that all kernels share. It holds addresses: the tensors must outlive it."""
     columns = q if k is None else k
     views = 1 if q_other is None else 2
-    return _kernels().PairwiseProblem(
+    return kernels().PairwiseProblem(
         q=q.data_ptr(),
-        k=_address(k),
+        k=address(k),
         rows=views * q.shape[0],
         cols=views * columns.shape[0],
         dim=q.shape[1],
         q_stride=q.stride(0),
         k_stride=columns.stride(0),
-        q_other=_address(q_other),
+        q_other=address(q_other),
         q_other_stride=0 if q_other is None else q_other.stride(0),
-        dtype=_DTYPES[q.dtype],
+        dtype=DTYPES[q.dtype],
         scale=scale if logit_scale is None else scale * float(logit_scale),  # a CPU tensor: no device is waited for
         normalize=normalize,
         positives=_POSITIVES[positives],
-        row_key=_address(row_key),
-        col_key=_address(col_key),
+        row_key=address(row_key),
+        col_key=address(col_key),
         exclude_self=exclude_self,
         exclude_positives=exclude_positives,
         row_offset=row_offset,
@@ -173,23 +162,3 @@ def _problem(
         row_step=row_step,
         threads=torch.get_num_threads(),
     )
-
-
-def _kernels() -> ModuleType:
-    module = _extension.load()
-    if module is None:
-        raise RuntimeError(_extension.why_missing())
-    return module
-
-
-def _accumulator(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _allow_bfloat16_product() -> bool:
-    """As for PyTorch's own float32 products: "medium" permits them in bfloat16."""
-    return torch.get_float32_matmul_precision() == "medium"

@@ -1,6 +1,5 @@
-"""The public functions: typed, stateless, differentiable.
+"""Contrastive losses, from one primitive: the log-sum-exp over pairwise similarities.
 
-They check their arguments (never the values inside tensors), and build each loss from an operator of ``fastssl.ops``.
 Under autocast, embeddings are cast to the autocast dtype as a matrix product would be; losses come out as float32.
 """
 
@@ -12,10 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import backends, distributed, ops  # noqa: F401 - ops registers the operators
-from .ops import checks
-
-__all__ = ["nt_xent", "pairwise_logsumexp"]
+from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
+from ..ops import checks
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -65,8 +62,7 @@ def nt_xent(
     checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
     scale, logit_scale = _inverse_temperature(name, temperature, z0)
 
-    if group is not None and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"{name}: group must be a process group of which this rank is a member, got {group!r}")
+    checks.check_group(name, group)
     alone = group is None or group.size() == 1
     differentiable = (z0, z1) if logit_scale is None else (z0, z1, logit_scale)
     gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
@@ -188,5 +184,4 @@ def _inverse_temperature(function: str, temperature: float | Tensor, like: Tenso
         tensor = checks.check_scalar_tensor(function, "temperature", temperature, device=like.device)
         wide = tensor if tensor.dtype == torch.float64 else tensor.float()  # 1 / 0.07 in bfloat16 is off by 0.4 %
         return 1.0, wide.reciprocal()
-    value = checks.check_positive_number(function, "temperature", temperature)
-    return checks.check_positive_number(function, "1 / temperature", 1.0 / value), None
+    return checks.check_temperature(function, "temperature", temperature), None

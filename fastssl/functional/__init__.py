@@ -1,0 +1,16 @@
+"""The public functions: typed, stateless, differentiable.
+
+They check their arguments (never the values inside tensors), and build each loss from the operators of ``fastssl.ops``.
+"""
+
+from .contrastive import nt_xent, pairwise_logsumexp
+from .sinkhorn import sinkhorn_knopp
+from .soft_target import masked_soft_target_cross_entropy, soft_target_cross_entropy
+
+__all__ = [
+    "masked_soft_target_cross_entropy",
+    "nt_xent",
+    "pairwise_logsumexp",
+    "sinkhorn_knopp",
+    "soft_target_cross_entropy",
+]
