@@ -7,6 +7,7 @@ Importing the package imports neither torch nor CUDA nor any extra: submodules l
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -21,9 +22,13 @@ _SUBMODULES = {"functional", "losses", "ops"}
 
 
 def release_workspaces() -> None:
-    """Give the memory that the CPU kernels keep between calls back to the system."""
+    """Give the memory that the CPU kernels keep between calls back to the system: scratch, and large outputs that no
+    tensor uses any more."""
     from ._extension import load
 
+    outputs = sys.modules.get("fastssl.ops.outputs")
+    if outputs is not None:
+        outputs.release()
     extension = load()
     if extension is not None:
         extension.release_workspaces()

@@ -31,6 +31,17 @@ FASTSSL_INLINE const Real* read_chunk(const Real* row, std::int64_t begin, std::
                        scratch);
 }
 
+// Fetches two vectors of what is read next, from its k-th number on. The processor's own prefetchers start
+// anew on every page.
+template <class S>
+FASTSSL_INLINE void fetch(DType dtype, const void* next, std::int64_t k) {
+  constexpr int kLine = 64;
+  const std::int64_t bytes = element_bytes(dtype);
+  const char* place = static_cast<const char*>(next) + k * bytes;
+  __builtin_prefetch(place);
+  if (2 * S::kLanes * bytes > kLine) __builtin_prefetch(place + kLine);
+}
+
 // Calls step(k, is_valid) for each vector of a chunk; is_valid: its lanes inside the chunk. Whole vectors are
 // passed two at a time to pair(k), which must do what step does with both.
 template <class S, class Pair, class Step>

@@ -46,13 +46,3 @@ def address(tensor: Tensor | None) -> int:
 def allow_bfloat16_product() -> bool:
     """As for PyTorch's own float32 products: "medium" permits them in bfloat16."""
     return torch.get_float32_matmul_precision() == "medium"
-
-
-def empty(like: Tensor) -> Tensor:
-    """A contiguous tensor for a large output.
-
-    Most of the time that a first write into hundreds of megabytes takes goes into page faults: huge pages have fewer.
-    """
-    out = torch.empty(like.shape, dtype=like.dtype)
-    kernels().prefer_huge_pages(out.data_ptr(), out.nbytes)
-    return out

@@ -83,11 +83,13 @@ class Kernels {
     for (std::int64_t begin = 0; begin < p_.cols; begin += kChunk) {
       const std::int64_t left = p_.cols - begin, count = left < kChunk ? left : kChunk;
       const Real* x = read_chunk<S>(p_.dtype, row(r), begin, count, buffers.logits);
+      const char* next = row(r) + (begin + kChunk) * element_bytes(p_.dtype);  // maybe in the next row
       const Real* v = nullptr;
       if (potential != nullptr) v = read_chunk<S>(potential, begin, count, buffers.potential);
       for_vectors<S>(
           count,
           [&](std::int64_t k) {
+            fetch<S>(p_.dtype, next, k);
             take(exponent(x, v, k), largest0, sum0);
             take(exponent(x, v, k + S::kLanes), largest1, sum1);
           },
@@ -124,12 +126,21 @@ class Kernels {
       const Real* x = read_chunk<S>(p_.dtype, row(r), begin, count, buffers.logits);
       const Real potential =
           p_.potential == nullptr ? 0 : static_cast<const Real*>(p_.potential)[r] * static_cast<Real>(kLog2e);
-      for (std::int64_t k = 0; k < count; k += S::kLanes) {
+      const char* next = row(r + 1 < p_.rows ? r + 1 : r) + begin * element_bytes(p_.dtype);
+      const auto add = [&](std::int64_t k) {
         Vec largest = S::load(buffers.largest + k), sum = S::load(buffers.sum + k);
         take(S::load(x + k) * factor_ - potential, largest, sum);
         S::store(buffers.largest + k, largest);
         S::store(buffers.sum + k, sum);
-      }
+      };
+      for_vectors<S>(
+          count,
+          [&](std::int64_t k) {
+            fetch<S>(p_.dtype, next, k);
+            add(k);
+            add(k + S::kLanes);
+          },
+          [&](std::int64_t k, Ints) { add(k); });
     }
     for (std::int64_t k = 0; k < count; ++k) {
       const double largest = static_cast<double>(buffers.largest[k]);

@@ -104,9 +104,9 @@ class Image {
   }
 
   // Where the chunk lies that is read after chunk c of a row: in the same row, else at the start of the next.
-  const char* ahead(const void* logits, DType dtype, std::int64_t c, const void* next_row) const {
+  const void* ahead(const void* logits, DType dtype, std::int64_t c, const void* next_row) const {
     return c + 1 < chunks_ ? static_cast<const char*>(logits) + (c + 1) * kChunk * element_bytes(dtype)
-                           : static_cast<const char*>(next_row);
+                           : next_row;
   }
 
   const void* student_row(std::int64_t s, std::int64_t b) const {
@@ -149,7 +149,12 @@ class Image {
       const Real* v =
           potential == nullptr ? nullptr : read_chunk<S>(potential, begin, count, scratch.potential);
       if (column_sum != nullptr) add_to(column_sum + begin, y, count);
-      const Chunk chunk{c, count, nullptr, target.data + begin, ahead(logits, p_.teacher_dtype, c, next_row)};
+      const Chunk chunk{c,
+                        count,
+                        nullptr,
+                        target.data + begin,
+                        ahead(logits, p_.teacher_dtype, c, next_row),
+                        p_.teacher_dtype};
       if (v == nullptr) {
         const auto exponent = [&](std::int64_t k, Vec down) {
           return S::load(y + k) * teacher_factor_ - down;
@@ -185,7 +190,8 @@ class Image {
     std::int64_t number, count;
     const Real* q;      // to compare the exponents with, or null
     Real* e;            // where the exponentials go
-    const char* ahead;  // what is read next
+    const void* ahead;  // what is read next
+    DType dtype;        // in this form
   };
 
   struct Passed {
@@ -210,7 +216,7 @@ class Image {
       for_vectors<S>(
           chunk.count,
           [&](std::int64_t k) {
-            fetch(chunk.ahead, k);
+            fetch<S>(chunk.dtype, chunk.ahead, k);
             const Vec t0 = exponent(k, downs), t1 = exponent(k + S::kLanes, downs);
             const Vec e0 = S::exp2(t0), e1 = S::exp2(t1);
             if (kKeep) {
@@ -275,14 +281,6 @@ class Image {
     return &sum;
   }
 
-  // Two vectors' worth of what is read next.
-  static FASTSSL_INLINE void fetch(const char* ahead, std::int64_t k) {
-    const char* place = ahead + k * static_cast<std::int64_t>(sizeof(Real));
-    constexpr int kVectorBytes = S::kLanes * static_cast<int>(sizeof(Real));
-    __builtin_prefetch(place);
-    if (2 * kVectorBytes > kCacheLine) __builtin_prefetch(place + kVectorBytes);
-  }
-
   // Returns the loss of one student view, in units of log2.
   double student(std::int64_t s, std::int64_t b, Real weight, const Target<Real>* target,
                  const Scratch<Real>& scratch) const {
@@ -330,8 +328,12 @@ class Image {
     for (std::int64_t c = 0; c < chunks_; ++c) {
       const std::int64_t begin = c * kChunk, count = chunk_length(c);
       const Real* x = read_chunk<S>(p_.student_dtype, logits, begin, count, scratch.input);
-      const Chunk chunk{c, count, target.data + begin, scratch.exponential + begin,
-                        ahead(logits, p_.student_dtype, c, next_row)};
+      const Chunk chunk{c,
+                        count,
+                        target.data + begin,
+                        scratch.exponential + begin,
+                        ahead(logits, p_.student_dtype, c, next_row),
+                        p_.student_dtype};
       const auto exponent = [&](std::int64_t k, Vec down) { return S::load(x + k) * student_factor_ - down; };
       const Passed passed = exponentials<true, kKeep>(chunk, shift, exponent, scratch);
       shift = passed.shift;
