@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/neighbors/neighbors.h"
 #include "cpu/pages.h"
 #include "cpu/pairwise/pairwise.h"
 #include "cpu/parallel.h"
@@ -88,6 +89,26 @@ void pairwise_loss(const PairwiseProblem& problem, bool allow_bfloat16_product, 
                             pointer<void>(dscale)};
   py::gil_scoped_release release;
   fastssl::pairwise_loss(problem, allow_bfloat16_product, weight, outputs);
+}
+
+void nearest_neighbors(Address q, Address k, std::int64_t rows, std::int64_t cols, std::int64_t dim,
+                       std::int64_t q_stride, std::int64_t k_stride, int dtype, std::int64_t count,
+                       bool exclude_self, std::int64_t row_offset, std::int64_t threads,
+                       bool allow_bfloat16_product, Address columns) {
+  const fastssl::NeighborsProblem problem{pointer<const void>(q),
+                                          pointer<const void>(k),
+                                          rows,
+                                          cols,
+                                          dim,
+                                          q_stride,
+                                          k_stride,
+                                          static_cast<fastssl::DType>(dtype),
+                                          count,
+                                          exclude_self,
+                                          row_offset,
+                                          threads};
+  py::gil_scoped_release release;
+  fastssl::nearest_neighbors(problem, allow_bfloat16_product, pointer<std::int64_t>(columns));
 }
 
 // Views of one stack or of several: an address and a stride each.
@@ -180,6 +201,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("col_positive_weight"), py::arg("dq"), py::arg("dscale"));
   m.def("pairwise_loss", &pairwise_loss, py::arg("problem"), py::kw_only(), py::arg("allow_bfloat16_product"),
         py::arg("weight"), py::arg("loss"), py::arg("dq"), py::arg("dq_other"), py::arg("dscale"));
+  m.def("nearest_neighbors", &nearest_neighbors, py::kw_only(), py::arg("q"), py::arg("k"), py::arg("rows"),
+        py::arg("cols"), py::arg("dim"), py::arg("q_stride"), py::arg("k_stride"), py::arg("dtype"),
+        py::arg("count"), py::arg("exclude_self"), py::arg("row_offset"), py::arg("threads"),
+        py::arg("allow_bfloat16_product"), py::arg("columns"));
   m.def("soft_target", &soft_target, py::kw_only(), py::arg("student"), py::arg("teacher"), py::arg("images"),
         py::arg("prototypes"), py::arg("student_dtype"), py::arg("teacher_dtype"),
         py::arg("column_potential"), py::arg("column_potential_stride"), py::arg("row_potential"),

@@ -16,6 +16,7 @@ from torch.distributed import _functional_collectives as collectives
 
 # torch 2.15 renamed it
 _all_gather: Callable[..., Tensor] = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
+_all_reduce: Callable[..., Tensor] = collectives.all_reduce  # takes a group's name, which its annotation hides
 _checked: set[tuple[str, str]] = set()
 
 
@@ -36,14 +37,14 @@ def all_gather_vectors(vectors: Sequence[Tensor | None], group: str) -> list[Ten
 
 def sum_over_ranks(values: Tensor, group: str) -> Tensor:
     """Elementwise sum of every rank's values. Not differentiable."""
-    return collectives.wait_tensor(collectives.all_reduce(values, "sum", group))
+    return collectives.wait_tensor(_all_reduce(values, "sum", group))
 
 
 def logsumexp_over_ranks(values: Tensor, group: str) -> Tensor:
     """Elementwise log-sum-exp of every rank's values, [K]. Not differentiable."""
-    largest = collectives.wait_tensor(collectives.all_reduce(values, "max", group))
+    largest = collectives.wait_tensor(_all_reduce(values, "max", group))
     shift = torch.where(largest == -torch.inf, 0.0, largest)  # nowhere a summand: the sum is minus infinity again
-    total = collectives.wait_tensor(collectives.all_reduce((values - shift).exp(), "sum", group))
+    total = collectives.wait_tensor(_all_reduce((values - shift).exp(), "sum", group))
     return total.log() + shift
 
 

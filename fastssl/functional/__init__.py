@@ -4,10 +4,12 @@ They check their arguments (never the values inside tensors), and build each los
 """
 
 from .contrastive import nt_xent, pairwise_logsumexp
+from .koleo import koleo
 from .sinkhorn import sinkhorn_knopp
 from .soft_target import masked_soft_target_cross_entropy, soft_target_cross_entropy
 
 __all__ = [
+    "koleo",
     "masked_soft_target_cross_entropy",
     "nt_xent",
     "pairwise_logsumexp",

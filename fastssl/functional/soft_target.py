@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,8 +13,30 @@ from ..ops import checks, registry
 from ..ops.soft_target.op import is_last_backward, scaled
 
 Views = Tensor | Sequence[Tensor]
+Reduction = Literal["mean", "sum", "none"]
 
 
+@overload
+def soft_target_cross_entropy(
+    student: Views, teacher: Views, *, student_temperature: float = ..., teacher_temperature: float = ...,
+    column_potential: Tensor | None = ..., row_potential: Tensor | None = ..., skip_same_view: bool = ...,
+    weight: Tensor | None = ..., reduction: Reduction = ..., inplace: bool = ...,
+    return_column_sum: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def soft_target_cross_entropy(
+    student: Views, teacher: Views, *, student_temperature: float = ..., teacher_temperature: float = ...,
+    column_potential: Tensor | None = ..., row_potential: Tensor | None = ..., skip_same_view: bool = ...,
+    weight: Tensor | None = ..., reduction: Reduction = ..., inplace: bool = ...,
+    return_column_sum: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def soft_target_cross_entropy(
+    student: Views, teacher: Views, *, student_temperature: float = ..., teacher_temperature: float = ...,
+    column_potential: Tensor | None = ..., row_potential: Tensor | None = ..., skip_same_view: bool = ...,
+    weight: Tensor | None = ..., reduction: Reduction = ..., inplace: bool = ...,
+    return_column_sum: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def soft_target_cross_entropy(
     student: Views,
     teacher: Views,
@@ -25,7 +47,7 @@ def soft_target_cross_entropy(
     row_potential: Tensor | None = None,
     skip_same_view: bool = True,
     weight: Tensor | None = None,
-    reduction: Literal["mean", "sum", "none"] = "mean",
+    reduction: Reduction = "mean",
     inplace: bool = False,
     return_column_sum: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -105,14 +127,14 @@ def soft_target_cross_entropy(
     if inplace:
         _check_may_be_overwritten(name, student)
     # On a CPU the gradient comes out of the pass that computes the loss. On a GPU the backward pass computes it, with
-    # the incoming gradient already there. Also where it would be rounded before a loss scaler multiplies it, and where
-    # what will require a gradient is not known now.
+    # the incoming gradient already there. So it does where the gradient would be rounded before a loss scaler
+    # multiplies it, and in a graph, which could not leave out the multiplication by 1.
     at_once = (
         needs_gradient
         and reduction != "none"
         and students[0].is_cpu
         and students[0].dtype != torch.float16
-        and not torch.compiler.is_exporting()
+        and not torch.compiler.is_compiling()
     )
     if inplace:
         function = _StepInPlace if at_once else _GradientInPlace
@@ -125,6 +147,18 @@ def soft_target_cross_entropy(
     return (loss, total) if return_column_sum else loss
 
 
+@overload
+def masked_soft_target_cross_entropy(
+    student: Tensor, teacher: Tensor, mask: Tensor, *, student_temperature: float = ...,
+    teacher_temperature: float = ..., column_potential: Tensor | None = ..., inplace: bool = ...,
+    return_column_sum: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def masked_soft_target_cross_entropy(
+    student: Tensor, teacher: Tensor, mask: Tensor, *, student_temperature: float = ...,
+    teacher_temperature: float = ..., column_potential: Tensor | None = ..., inplace: bool = ...,
+    return_column_sum: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def masked_soft_target_cross_entropy(
     student: Tensor,
     teacher: Tensor,
@@ -220,7 +254,8 @@ def _stacks(function: str, name: str, views: Any, last: str = "K") -> list[Tenso
         views = [views]
     elif not isinstance(views, Sequence) or isinstance(views, str):
         raise TypeError(
-            f"{function}: {name} must be a tensor [views, B, {last}] or a list of [B, {last}], got {type(views).__name__}"
+            f"{function}: {name} must be a tensor [views, B, {last}] or a list of [B, {last}], "
+            f"got {type(views).__name__}"
         )
     if len(views) == 0:
         raise ValueError(f"{function}: {name} must have at least one view, got none")

@@ -25,15 +25,15 @@ _kept: dict[int, Tensor] = {}
 def empty(like: Tensor) -> Tensor:
     """A contiguous tensor of the same shape and dtype, its numbers undefined."""
     size = like.numel() * like.element_size()
-    filled = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
-    if size < SMALLEST or filled:
+    if size < SMALLEST or torch.are_deterministic_algorithms_enabled():  # which fills new memory, where asked to
         return torch.empty(like.shape, dtype=like.dtype)
     memory = _take(size)
     if memory is None:
         memory = torch.empty(size, dtype=torch.uint8)
         kernels().prefer_huge_pages(memory.data_ptr(), size)
     _keep(memory)
-    return torch.empty(0, dtype=like.dtype).set_(memory.untyped_storage(), 0, like.shape)
+    # Not a view of `memory`: outputs that live at different times share no version counter.
+    return torch.empty(0, dtype=like.dtype).set_(memory.untyped_storage(), 0, like.shape)  # type: ignore[call-overload]
 
 
 def release() -> int:

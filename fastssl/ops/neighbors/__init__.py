@@ -1,0 +1,5 @@
+"""Nearest rows by inner product, without the matrix of products."""
+
+from . import op
+
+__all__ = ["op"]
