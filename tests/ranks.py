@@ -12,14 +12,13 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 import fastssl
-from fastssl import functional
-from fastssl.losses import NTXentLoss
+from fastssl import functional, losses
 
-N, FEATURES, D = 12, 10, 8  # images in the global batch, input features, embedding dimension
+N, FEATURES, D = 12, 10, 8  # images in the global batch, input features, embedding dimension or prototypes
 
 
 class Encoder(torch.nn.Module):
-    """A projector, with a temperature that learns too."""
+    """A projector of two views, with a temperature that learns too."""
 
     def __init__(self):
         super().__init__()
@@ -37,26 +36,76 @@ def global_batch():
     return x0, x0 + 0.3 * torch.randn(N, FEATURES, generator=generator)
 
 
-def loss_of(z0, z1, temperature, learn_temperature, group=None):
-    if learn_temperature:
-        return functional.nt_xent(z0, z1, temperature, group=group)
-    # The module as SimCLR uses it; the temperature takes part with weight 0, as DDP wants every parameter used.
-    return NTXentLoss(0.2, gather_distributed=group is not None)(z0, z1) + 0.0 * temperature
+class Objective(torch.nn.Module):
+    """A loss of what the encoder gives, named after the class that it tests.
+
+    Args:
+        name: of the loss, with words after it that say how it is called.
+        gather: over the processes of the default group.
+    """
+
+    def __init__(self, name, gather):
+        super().__init__()
+        self.name, self.gather = name, gather
+        self.compute = getattr(self, name.split()[0])
+        self.criterion = {
+            "NTXent": lambda: losses.NTXentLoss(0.2, gather_distributed=gather),
+            "DINO": lambda: losses.DINOLoss(D),
+            "IBOT": lambda: losses.IBOTPatchLoss(D),
+            "SwaV": lambda: losses.SwaVLoss(sinkhorn_gather_distributed=gather),
+            "KoLeo": lambda: losses.KoLeoLoss(gather_distributed=gather),
+            "MSN": lambda: losses.MSNLoss(gather_distributed=gather),
+        }[name.split()[0]]()
+
+    def forward(self, z0, z1, temperature):
+        calls = 2 if list(self.buffers()) else 1  # the second with the centre that the first has moved
+        loss = sum(self.compute(z0, z1, temperature) for _ in range(calls))
+        return loss + 0.0 * temperature  # DDP wants every parameter used
+
+    def NTXent(self, z0, z1, temperature):
+        if "learned" in self.name:
+            return functional.nt_xent(z0, z1, temperature, group=dist.group.WORLD if self.gather else None)
+        return self.criterion(z0, z1)
+
+    def DINO(self, z0, z1, temperature):
+        return self.criterion([z1.detach() + 0.1, z0.detach()], [z0, z1, z0 * z1])
+
+    def IBOT(self, z0, z1, temperature):
+        tokens = torch.stack((z0, z1, z0 * z1), 1)  # [B, 3, D]
+        mask = z0.detach()[:, :3] > 0  # of each image as many as it happens to be
+        if "gathered" in self.name:
+            return self.criterion(tokens.detach().roll(1, 2)[mask], tokens[mask], mask)
+        return self.criterion(tokens.detach().roll(1, 2), tokens, mask)
+
+    def SwaV(self, z0, z1, temperature):
+        return self.criterion([z0, z1], [z0 * z1]).squeeze()
+
+    def KoLeo(self, z0, z1, temperature):
+        return self.criterion(z0) + self.criterion(z1)
+
+    def MSN(self, z0, z1, temperature):
+        prototypes = torch.randn(5, D, generator=torch.Generator().manual_seed(2))
+        return self.criterion(torch.cat((z0, z1)), z0 * z1, prototypes)
 
 
-def run_ranks(world_size, function, *arguments):
-    """Run ``function(rank, world_size, *arguments)`` in processes of one gloo group; returns their results by rank."""
+def run_ranks(world_size, calls):
+    """Run calls, each (function, *arguments), one after the other in processes of one gloo group.
+
+    Returns:
+        For every call what ``function(rank, world_size, *arguments)`` returned, by rank. An exception is returned too:
+        the following calls go on.
+    """
     context = multiprocessing.get_context("spawn")
     results, done = context.SimpleQueue(), context.Event()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [
-        context.Process(target=_rank, args=(rank, world_size, store.port, results, done, function, arguments))
+        context.Process(target=_rank, args=(rank, world_size, store.port, results, done, calls))
         for rank in range(world_size)
     ]
     for process in processes:
         process.start()
     found = {}
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while len(found) < world_size:
         while not results.empty():
             rank, result = results.get()
@@ -68,32 +117,38 @@ def run_ranks(world_size, function, *arguments):
     done.set()
     for process in processes:
         process.join()
-    return [found[rank] for rank in range(world_size)]
+    return [[found[rank][call] for rank in range(world_size)] for call in range(len(calls))]
 
 
-def _rank(rank, world_size, port, results, done, function, arguments):
+def _rank(rank, world_size, port, results, done, calls):
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     timeout = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
-    try:
-        results.put((rank, function(rank, world_size, *arguments)))
-    except Exception:
-        traceback.print_exc()
-        os._exit(1)
+    found = []
+    for function, *arguments in calls:
+        try:
+            found.append(function(rank, world_size, *arguments))
+        except Exception as error:
+            traceback.print_exc()
+            found.append(RuntimeError(f"rank {rank}: {error}"))
+    results.put((rank, found))
     done.wait()
     os._exit(0)  # gloo's threads do not always survive an orderly end, which is not what is tested here
 
 
-def train_step(rank, world_size, backend, learn_temperature, compiled):
+def train_step(rank, world_size, backend, name, compiled):
+    """Loss, parameter gradients by name and the loss's buffers of a rank that holds its share of the batch."""
     encoder = torch.nn.parallel.DistributedDataParallel(Encoder())
+    objective = Objective(name, gather=True)
     share = N // world_size
     x0, x1 = (x[rank * share : (rank + 1) * share] for x in global_batch())
-    loss_function = torch.compile(loss_of, fullgraph=True, backend="aot_eager") if compiled else loss_of
+    loss_function = torch.compile(objective, fullgraph=True, backend="aot_eager") if compiled else objective
     with fastssl.backend(backend):
-        loss = loss_function(*encoder(x0, x1), learn_temperature, dist.group.WORLD)
+        loss = loss_function(*encoder(x0, x1))
         loss.backward()
-    return loss.item(), [p.grad.tolist() for p in encoder.module.parameters()]
+    gradients = {parameter: value.grad.tolist() for parameter, value in encoder.module.named_parameters()}
+    return loss.item(), gradients, {buffer: value.tolist() for buffer, value in objective.named_buffers()}
 
 
 def frozen_view_step(rank, world_size):

@@ -2,33 +2,84 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from harness import serving
-from ranks import Encoder, frozen_view_step, global_batch, loss_of, run_ranks, train_step, uneven_step
+from ranks import Encoder, Objective, frozen_view_step, global_batch, run_ranks, train_step, uneven_step
+
+# Backend, loss, compiled; by the number of ranks.
+STEPS = {
+    2: [
+        ("cpp", "NTXent", False),
+        ("chunked", "NTXent learned temperature", False),
+        ("cpp", "NTXent", True),
+        ("cpp", "DINO", True),
+        ("chunked", "IBOT gathered", False),
+        ("cpp", "IBOT", False),
+        ("cpp", "SwaV", True),
+        ("cpp", "KoLeo", False),
+        ("cpp", "MSN", False),
+    ],
+    4: [
+        ("cpp", "NTXent learned temperature", False),
+        ("cpp", "DINO", False),
+        ("chunked", "DINO", False),
+        ("cpp", "IBOT gathered", False),
+        ("chunked", "SwaV", False),
+        ("cpp", "SwaV", False),
+        ("cpp", "KoLeo", False),
+        ("chunked", "MSN", False),
+    ],
+}
+
+
+@functools.cache
+def results(world_size):
+    """Every call's results by rank: all in the same processes, since starting them takes most of the time."""
+    calls = [(train_step, *step) for step in STEPS[world_size]]
+    if world_size == 2:
+        calls += [(frozen_view_step,), (uneven_step,)]
+    return dict(zip(calls, run_ranks(world_size, calls), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("world_size", "backend", "learn_temperature", "compiled"),
-    [(2, "cpp", False, False), (4, "cpp", True, False), (2, "chunked", True, False), (2, "cpp", False, True)],
+    ("world_size", "backend", "name", "compiled"), [(size, *step) for size, steps in STEPS.items() for step in steps]
 )
-def test_gradient_equals_one_process_on_the_global_batch(world_size, backend, learn_temperature, compiled):
+def test_gradient_equals_one_process_on_the_global_batch(world_size, backend, name, compiled):
     with serving(backend, "cpu"):
-        encoder = Encoder()
-        loss = loss_of(*encoder(*global_batch()), learn_temperature)
+        encoder, objective = Encoder(), Objective(name, gather=False)
+        loss = objective(*encoder(*global_batch()))
         loss.backward()
-    ranks = run_ranks(world_size, train_step, backend, learn_temperature, compiled)
-    assert sum(rank_loss for rank_loss, _ in ranks) / world_size == pytest.approx(loss.item(), rel=1e-5)
-    for _, gradients in ranks:
-        for (name, parameter), gradient in zip(encoder.named_parameters(), gradients, strict=True):
-            torch.testing.assert_close(torch.tensor(gradient), parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
-    assert encoder.temperature.grad.abs() > 1e-3 or not learn_temperature
+    ranks = results(world_size)[train_step, backend, name, compiled]
+    assert sum(rank_loss for rank_loss, *_ in ranks) / world_size == pytest.approx(loss.item(), rel=1e-5)
+    for _, gradients, buffers in ranks:
+        for parameter, value in encoder.named_parameters():
+            actual = torch.tensor(gradients[parameter])
+            torch.testing.assert_close(actual, value.grad, rtol=1e-4, atol=1e-6, msg=parameter)
+        for buffer, value in objective.named_buffers():  # the centre: the global batch's, the same bits on every rank
+            torch.testing.assert_close(torch.tensor(buffers[buffer]), value, rtol=1e-5, atol=1e-7, msg=buffer)
+        assert buffers == ranks[0][2]
+    assert encoder.layers[0].weight.grad.abs().max() > 1e-3
+    assert encoder.temperature.grad.abs() > 1e-3 or "learned" not in name
+    assert all(value.abs().max() > 1e-3 for value in objective.buffers())
+
+
+@pytest.mark.parametrize("name", ["SwaV", "KoLeo", "MSN", "NTXent"])
+def test_without_gathering_ranks_differ_from_one_process(name):
+    """What the test above would not see if gathering did nothing."""
+    encoder = Encoder()
+    together = Objective(name, gather=False)(*encoder(*global_batch()))
+    halves = zip(*(x.chunk(2) for x in global_batch()), strict=True)
+    apart = sum(Objective(name, gather=False)(*encoder(*half)) for half in halves) / 2
+    assert abs(together.item() - apart.item()) > 1e-3 * abs(together.item())
 
 
 def test_a_frozen_view_leaves_the_others_gradient_as_it_is():
-    assert run_ranks(2, frozen_view_step) == [True, True]
+    assert results(2)[frozen_view_step,] == [True, True]
 
 
 def test_uneven_batches_raise_on_every_rank():
-    for message in run_ranks(2, uneven_step):
+    for message in results(2)[uneven_step,]:
         assert message == "nt_xent: z0 must have the same shape on every rank, got [(3, 8), (4, 8)] by rank"

@@ -1,0 +1,1 @@
+"""The signatures and conventions of other libraries, one module each."""

@@ -1,0 +1,184 @@
+"""Losses with the signatures of solo-learn's ``solo.losses``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..losses import NegativeCosineSimilarity
+from ..losses.arguments import check_count, check_views, default_group, linear_warmup
+from ..losses.center import Center
+from ..ops import checks
+from .targets import TeacherProbabilities, as_logits
+
+__all__ = ["DINOLoss", "SinkhornKnopp", "byol_loss_func", "simsiam_loss_func", "swav_loss_func"]
+
+
+def swav_loss_func(preds: Sequence[Tensor], assignments: Sequence[Any], temperature: float = 0.1) -> Tensor:
+    """SwAV's swapped prediction: mean cross-entropy over images and pairs of different views.
+
+    Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020.
+
+    Args:
+        preds: logits of all views, S times [N, K], float32, bfloat16, float16 or float64.
+        assignments: of the first T views, T times [N, K]: what :class:`SinkhornKnopp` returned, of which nothing is
+            stored; or tensors, at the price of one float32 copy for their logarithm.
+        temperature: above 0.
+
+    Returns:
+        The loss, [], float32 (float64 for float64 logits).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    _, first = check_views("swav_loss_func", "preds", preds)
+    if len(assignments) == 0:
+        raise ValueError("swav_loss_func: assignments must have at least one view, got none")
+    return functional.soft_target_cross_entropy(
+        preds, **as_logits(list(assignments), first.dtype), student_temperature=temperature
+    )
+
+
+class SinkhornKnopp(nn.Module):
+    """Assigns a batch to prototypes, each nearly the same share; finite for logits of any size.
+
+    Args:
+        num_iters: at least 1.
+        epsilon: temperature, above 0.
+        world_size: not used: with a process group the samples of all its processes are assigned together.
+    """
+
+    def __init__(self, num_iters: int = 3, epsilon: float = 0.05, world_size: int = 1) -> None:
+        super().__init__()
+        self.num_iters = check_count("SinkhornKnopp", "num_iters", num_iters, minimum=1)
+        self.epsilon = checks.check_positive_number("SinkhornKnopp", "epsilon", epsilon)
+
+    @torch.no_grad()
+    def forward(self, Q: Tensor) -> TeacherProbabilities:
+        """Assignments of logits.
+
+        Args:
+            Q: similarities of samples and prototypes, [N, K].
+
+        Returns:
+            Probabilities [N, K], which can be cut to some rows, and used as a tensor.
+        """
+        column_potential, _ = functional.sinkhorn_knopp(
+            Q, self.epsilon, iterations=self.num_iters, group=default_group(True)
+        )
+        return TeacherProbabilities(Q, self.epsilon, column_potential)
+
+
+class DINOLoss(Center):
+    """Cross-entropy between the teacher's centred, sharpened assignments and the student's, over pairs of different
+    views. Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021.
+
+    Set the attribute ``epoch`` to follow the schedule of the teacher's temperature.
+
+    Args:
+        num_prototypes: K. The buffer ``center`` has shape [1, K].
+        warmup_teacher_temp: temperature of the teacher in epoch 0.
+        teacher_temp: temperature after the warm-up.
+        warmup_teacher_temp_epochs: epochs in which it goes linearly from one to the other.
+        num_epochs: of the training, at least as many.
+        student_temp: temperature of the student.
+        num_large_crops: views that the student sees.
+        center_momentum: share of the old centre in the new one, from 0 to 1.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+
+    def __init__(
+        self,
+        num_prototypes: int,
+        warmup_teacher_temp: float,
+        teacher_temp: float,
+        warmup_teacher_temp_epochs: int,
+        num_epochs: int,
+        student_temp: float = 0.1,
+        num_large_crops: int = 2,
+        center_momentum: float = 0.9,
+    ) -> None:
+        super().__init__("DINOLoss", (1, num_prototypes), center_momentum)
+        self.epoch = 0
+        self.student_temp = checks.check_positive_number("DINOLoss", "student_temp", student_temp)
+        self.num_large_crops = check_count("DINOLoss", "num_large_crops", num_large_crops, minimum=2)
+        warmup = linear_warmup("DINOLoss", warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs)
+        check_count("DINOLoss", "num_epochs", num_epochs, minimum=len(warmup))
+        self.teacher_temp_schedule = (*warmup, *[float(teacher_temp)] * (num_epochs - len(warmup)))
+
+    def forward(self, student_output: Tensor, teacher_output: Tensor) -> Tensor:
+        """Mean cross-entropy over pairs of different views and images; then the centre moves.
+
+        Args:
+            student_output: logits of all views, [num_large_crops N, K], view after view; float32, bfloat16, float16 or
+                float64.
+            teacher_output: logits of the first two views, [2 N, K].
+
+        Returns:
+            The loss, [], float32 (float64 for float64 logits).
+
+        Raises:
+            TypeError, ValueError: naming the argument, what it was and what it must be.
+        """
+        check_count("DINOLoss", "epoch", self.epoch, minimum=0)
+        if self.epoch >= len(self.teacher_temp_schedule):
+            raise ValueError(
+                f"DINOLoss: epoch must be below num_epochs, {len(self.teacher_temp_schedule)}, got {self.epoch}"
+            )
+        stacks = []
+        for name, logits, views in (
+            ("student_output", student_output, self.num_large_crops),
+            ("teacher_output", teacher_output, 2),
+        ):
+            checks.check_tensor("DINOLoss", name, logits, ndim=2, layout=f"[{views} N, K]")
+            self.check_prototypes(name, logits)
+            if logits.shape[0] % views:
+                raise ValueError(
+                    f"DINOLoss: {name} must have {views} views of as many rows, got shape {tuple(logits.shape)}"
+                )
+            stacks.append(logits.view(views, -1, logits.shape[1]))
+        temperature = self.teacher_temp_schedule[self.epoch]
+        loss, column_sum = functional.soft_target_cross_entropy(
+            *stacks,
+            student_temperature=self.student_temp,
+            teacher_temperature=temperature,
+            column_potential=self.column_potential(temperature, teacher_output.dtype),
+            return_column_sum=True,
+        )
+        self.move(column_sum, teacher_output.shape[0])
+        return loss
+
+
+def byol_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
+    """BYOL's loss of one direction, 2 - 2 cosine. Grill et al., "Bootstrap Your Own Latent", 2020, equation 2.
+
+    Args:
+        p: predictions from one view, [N, D], float32, bfloat16, float16 or float64.
+        z: projections of the other view, [N, D]; a constant.
+        simplified: not used: both forms have the same value.
+
+    Returns:
+        The loss, [], float32 (float64 for float64).
+    """
+    return 2 + 2 * NegativeCosineSimilarity(dim=-1)(p, z.detach())
+
+
+def simsiam_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
+    """SimSiam's loss of one direction, minus the cosine. Chen and He, "Exploring Simple Siamese Representation
+    Learning", 2021, equation 1.
+
+    Args:
+        p: predictions from one view, [N, D], float32, bfloat16, float16 or float64.
+        z: projections of the other view, [N, D]; a constant.
+        simplified: not used: both forms have the same value.
+
+    Returns:
+        The loss, [], float32 (float64 for float64).
+    """
+    return NegativeCosineSimilarity(dim=-1)(p, z.detach())
