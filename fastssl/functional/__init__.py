@@ -5,6 +5,7 @@ They check their arguments (never the values inside tensors), and build each los
 
 from .contrastive import nt_xent, pairwise_logsumexp
 from .koleo import koleo
+from .prototypes import prototype_cross_entropy
 from .sinkhorn import sinkhorn_knopp
 from .soft_target import masked_soft_target_cross_entropy, soft_target_cross_entropy
 
@@ -13,6 +14,7 @@ __all__ = [
     "masked_soft_target_cross_entropy",
     "nt_xent",
     "pairwise_logsumexp",
+    "prototype_cross_entropy",
     "sinkhorn_knopp",
     "soft_target_cross_entropy",
 ]
