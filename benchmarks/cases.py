@@ -75,7 +75,9 @@ class Case:
         return Case.named(fields["sizes"], fields["dtype"], fields["device"])
 
 
-Function = Callable[..., Tensor]  # the inputs -> a scalar loss
+# The inputs -> a scalar loss, or a tuple of a loss and what else comes out of a step; of a family without gradients,
+# what its operation returns.
+Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class Provider:
         compiles: its first call compiles for the exact sizes (matters to how memory is measured).
         dtypes: the only dtypes in which it makes sense; None for all.
         bytes_needed: estimate of its peak memory, so that a size that cannot fit is refused instead of tried.
+        overwrites_inputs: its gradient takes its inputs' place. It gets copies that are no leaves (``Overwriting``).
+        finish: makes what is compared with the truth of what the function returned, (case, inputs, result) -> values;
+            not timed. For a provider whose users need less than the others return.
+        slack: by which factor what it returns (not its gradients) may exceed the gate's bound, for a published
+            implementation that is known to round more. It is timed then, and its note says by how much it is off.
     """
 
     build: Callable[[Case], Function]
@@ -95,6 +102,14 @@ class Provider:
     compiles: bool = False
     dtypes: tuple[torch.dtype, ...] | None = None
     bytes_needed: Callable[[Case], float] = lambda case: 0.0
+    overwrites_inputs: bool = False
+    finish: Callable[[Case, Sequence[Tensor], Any], Any] = lambda case, inputs, result: result
+    slack: float = 1.0
+
+    def function(self, case: Case) -> Function:
+        """The function for a case, as it is called and timed; raises what ``build`` raises."""
+        function = self.build(case)
+        return Overwriting(function) if self.overwrites_inputs else function
 
 
 @dataclass(frozen=True)
@@ -114,14 +129,17 @@ class Expected:
         value: of the compared rows.
         terms: of the compared rows.
         shape: of the whole output.
-        rows: which rows are compared, [rows]; None: all of them.
+        rows: which rows are compared, an index of the leading dimension or one of each leading dimension, [rows]; None:
+            all of them.
+        is_gradient: whether it is the gradient of an input.
     """
 
     name: str
     value: Tensor
     terms: Tensor
     shape: torch.Size
-    rows: Tensor | None = None
+    rows: Tensor | tuple[Tensor, ...] | None = None
+    is_gradient: bool = False
 
     def compared(self, output: Tensor) -> Tensor:
         """What of an output stands beside ``value``."""
@@ -139,13 +157,14 @@ class Family:
         add_arguments: the family's own command line options.
         cases: the problems that the options ask for.
         inputs: leaf tensors of a case that a generator with this seed makes; those that require a gradient get one.
-        truth: loss first, then the gradient of each input that requires one; of a large problem's gradients some rows,
-            chosen by a seed.
+        truth: what the function returns, loss first, then the gradient of each input that requires one; of a large
+            problem's gradients some rows, chosen by a seed.
         tiny_sizes: a case's sizes made small enough to cost nothing: for warming up.
         work: of a case and a pass.
         work_model: how ``work`` counts, in a sentence for the report.
         providers: by name, in the order of the table.
         optional: providers that run only when they are named.
+        passes: what can be timed, names from ``PASSES``; "forward" alone where there is no gradient.
     """
 
     name: str
@@ -161,6 +180,7 @@ class Family:
     work_model: str
     providers: Mapping[str, Provider]
     optional: frozenset[str] = field(default_factory=frozenset)
+    passes: tuple[str, ...] = tuple(PASSES)
 
 
 def load(module: str) -> Family:
@@ -168,11 +188,25 @@ def load(module: str) -> Family:
     return importlib.import_module(module).FAMILY
 
 
-def step(function: Function, inputs: Sequence[Tensor]) -> Tensor:
-    """Forward and backward; gradients arrive in ``.grad``."""
-    loss = function(*inputs)
-    loss.backward()
-    return loss
+def values(result: Any) -> list[Tensor]:
+    """What a function returned, as a list: the loss first."""
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def step(function: Function, inputs: Sequence[Tensor]) -> Any:
+    """Forward and, where there is a gradient, backward; gradients arrive in ``.grad``."""
+    result = function(*inputs)
+    loss = values(result)[0]
+    if loss.requires_grad:
+        loss.backward()
+    return result
+
+
+def ready(function: Function, inputs: Sequence[Tensor]) -> None:
+    """What comes before every call and is no part of it: no gradients are left, and inputs are what they were."""
+    clear_gradients(inputs)
+    if isinstance(function, Overwriting):
+        function.restore(inputs)
 
 
 def clear_gradients(inputs: Sequence[Tensor]) -> None:
@@ -180,10 +214,62 @@ def clear_gradients(inputs: Sequence[Tensor]) -> None:
         tensor.grad = None
 
 
-def outputs(function: Function, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """The loss, and the gradient of each input that requires one (None where none arrived)."""
-    clear_gradients(inputs)
-    loss = step(function, inputs).detach()
+def outputs(
+    function: Function, inputs: Sequence[Tensor], finish: Callable[[Any], Any] = lambda result: result
+) -> list[Tensor | None]:
+    """What the function returns, finished, and the gradient of each input that requires one (None: none arrived)."""
+    ready(function, inputs)
+    result = [value.detach() for value in values(finish(step(function, inputs)))]
     gradients = [tensor.grad for tensor in inputs if tensor.requires_grad]
+    if isinstance(function, Overwriting):  # they lie where the next call will write
+        gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
     clear_gradients(inputs)
-    return [loss, *gradients]
+    return [*result, *gradients]
+
+
+class Overwriting:
+    """A function that may write over those inputs that require a gradient, with copies to write over.
+
+    It gets the copies as a network's last layer would hand them out: they are no leaves. Their gradients are put into
+    the leaves' ``.grad`` as they are, without a copy, like those of any other provider.
+    """
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}  # by the leaf's id: the leaf, which has to live, its copy
+        self._written: list[tuple[Tensor, Tensor]] = []
+
+    def restore(self, inputs: Sequence[Tensor]) -> None:
+        """Undo what the last call wrote. Calls take turns on inputs: the next reads what was not touched just now."""
+        for leaf, copy in self._written:
+            copy.copy_(leaf.detach())
+        self._written.clear()
+        for leaf in inputs:
+            if leaf.requires_grad and id(leaf) not in self._copies:
+                self._copies[id(leaf)] = leaf, leaf.detach().clone()
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self._function(*(self._copy(leaf) if leaf.requires_grad else leaf for leaf in inputs))
+
+    def _copy(self, leaf: Tensor) -> Tensor:
+        _, copy = self._copies[id(leaf)]
+        if not torch.is_grad_enabled():
+            return copy
+        self._written.append((leaf, copy))
+        anchor = torch.empty(0, requires_grad=True)
+        return _HandedOut.apply(anchor, copy.detach(), leaf)  # detached: a tensor object without a history
+
+
+class _HandedOut(torch.autograd.Function):
+    """Makes a tensor the result of some operation, and puts its gradient into a leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, copy: Tensor, leaf: Tensor) -> Tensor:
+        ctx.leaf = leaf
+        ctx.mark_dirty(copy)
+        return copy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        ctx.leaf.grad = gradients[0]
+        return None, None, None

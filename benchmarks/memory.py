@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cases import Case, Family, Function, Unavailable, clear_gradients, load, outputs, step
+from .cases import Case, Family, Function, Unavailable, clear_gradients, load, outputs, ready, step
 
 RESULT = "fastssl-memory "  # marks the line that carries the result among whatever libraries print
 TIMEOUT_SECONDS = 600
@@ -51,7 +51,7 @@ def peak_extra_bytes(
         Unavailable: saying why it cannot be measured here.
     """
     if case.device == "cuda":
-        return _on_cuda(function or family.providers[provider].build(case), family.inputs(case, seed))
+        return _on_cuda(function or family.providers[provider].function(case), family.inputs(case, seed))
     if _status("VmHWM") is None:
         raise Unavailable("peak memory is read from Linux's /proc")
     request = {
@@ -87,6 +87,7 @@ def available_bytes(device: str) -> float:
 
 def _on_cuda(function: Function, inputs: tuple[Tensor, ...]) -> int:
     outputs(function, inputs)  # compiles; cuBLAS takes its workspace
+    ready(function, inputs)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -122,9 +123,10 @@ def _child(request: dict[str, Any]) -> int:
     provider = family.providers[request["provider"]]
     case = Case.from_json(request["case"])
     tiny = Case(family.tiny_sizes(case.sizes), case.dtype, case.device)
-    outputs(provider.build(tiny), family.inputs(tiny, request["seed"]))
-    function = provider.build(case)
+    outputs(provider.function(tiny), family.inputs(tiny, request["seed"]))
+    function = provider.function(case)
     inputs = family.inputs(case, request["seed"])
+    ready(function, inputs)  # copies of inputs that it may write over
     if provider.compiles:
         outputs(function, inputs)
     _trim()
@@ -132,7 +134,7 @@ def _child(request: dict[str, Any]) -> int:
     baseline = _status("VmRSS")
     for _ in range(2):
         step(function, inputs)
-        clear_gradients(inputs)
+        ready(function, inputs)
     peak = _status("VmHWM")
     assert baseline is not None and peak is not None
     ballast.close()

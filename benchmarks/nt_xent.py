@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 import fastssl
-from fastssl.ops import registry
 
 from .cases import Case, Expected, Family, Function, Provider, Unavailable, Work, precision
 from .nt_xent_baselines import BLOCK_ROWS, chunked, eager, lean, symmetric
-
-LOW_PRECISION = (torch.bfloat16, torch.float16)
+from .providers import LOW_PRECISION, autocast, backend_note, check_above_zero, compiled, forced
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def cases(arguments: argparse.Namespace, device: str) -> list[Case]:
-    for name, values in (("--n", arguments.n), ("--dim", arguments.dim), ("--temperature", [arguments.temperature])):
-        for value in values:
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+    check_above_zero({"--n": arguments.n, "--dim": arguments.dim, "--temperature": [arguments.temperature]})
     return [
         Case.named({"N": n, "D": d, "temperature": arguments.temperature}, dtype, device)
         for dtype in arguments.dtype
@@ -110,7 +105,7 @@ def truth(case: Case, inputs: tuple[Tensor, ...], seed: int) -> list[Expected]:
     for view, (value, terms) in enumerate(both):
         rows = compared[compared < n] if view == 0 else compared[compared >= n] - n
         shape = inputs[view].shape
-        expected.append(Expected(f"gradient of z{view}", value, terms, shape, None if everything else rows))
+        expected.append(Expected(f"gradient of z{view}", value, terms, shape, None if everything else rows, True))
     return expected
 
 
@@ -172,47 +167,6 @@ def _with_temperature(function: Callable[[Tensor, Tensor, float], Tensor]) -> Ca
     return build
 
 
-def _compiled(build: Callable[[Case], Function]) -> Callable[[Case], Function]:
-    return lambda case: torch.compile(build(case), dynamic=False)
-
-
-def _autocast(build: Callable[[Case], Function]) -> Callable[[Case], Function]:
-    def build_autocast(case: Case) -> Function:
-        function = build(case)
-
-        def under_autocast(z0: Tensor, z1: Tensor) -> Tensor:
-            with torch.autocast(case.device, case.dtype):
-                return function(z0, z1)
-
-        return under_autocast
-
-    return build_autocast
-
-
-def _fastssl(backend: str | None) -> Callable[[Case], Function]:
-    def build(case: Case) -> Function:
-        temperature = case.sizes["temperature"]
-        if backend is None:
-            return lambda z0, z1: fastssl.functional.nt_xent(z0, z1, temperature)
-        try:
-            registry.choose("pairwise_logsumexp", case.device, case.dtype, backend)
-        except RuntimeError as error:
-            raise Unavailable(str(error)) from error
-
-        def forced(z0: Tensor, z1: Tensor) -> Tensor:
-            with fastssl.backend(backend):
-                return fastssl.functional.nt_xent(z0, z1, temperature)
-
-        return forced
-
-    return build
-
-
-def _backend_note(case: Case) -> str:
-    chosen = registry.choose("pairwise_logsumexp", case.device, case.dtype, fastssl.backends.forced())
-    return f"backend {chosen.__name__.rsplit('.', 1)[1]}"
-
-
 def _block_note(case: Case) -> str:
     return f"{min(BLOCK_ROWS[case.device], 2 * int(case.sizes['N']))} rows a block"
 
@@ -236,19 +190,22 @@ def _matrices(count: float) -> Callable[[Case], float]:
     return lambda case: count * 4 * (2 * case.sizes["N"]) ** 2
 
 
+_FASTSSL = _with_temperature(fastssl.functional.nt_xent)
+_OPERATION = "pairwise_logsumexp"
+
 PROVIDERS = {
-    "fastssl": Provider(_fastssl(None), note=_backend_note),
-    "fastssl-cpp": Provider(_fastssl("cpp")),
-    "fastssl-triton": Provider(_fastssl("triton")),
-    "fastssl-chunked": Provider(_fastssl("chunked")),
+    "fastssl": Provider(_FASTSSL, note=backend_note(_OPERATION)),
+    "fastssl-cpp": Provider(forced(_FASTSSL, "cpp", _OPERATION)),
+    "fastssl-triton": Provider(forced(_FASTSSL, "triton", _OPERATION)),
+    "fastssl-chunked": Provider(forced(_FASTSSL, "chunked", _OPERATION)),
     "eager": Provider(_with_temperature(eager), bytes_needed=_matrices(5)),
     "eager-lean": Provider(_with_temperature(lean), bytes_needed=_matrices(4)),
-    "eager-autocast": Provider(_autocast(_with_temperature(eager)), dtypes=LOW_PRECISION, bytes_needed=_matrices(5)),
-    "compiled": Provider(_compiled(_with_temperature(lean)), compiles=True, bytes_needed=_matrices(2)),
+    "eager-autocast": Provider(autocast(_with_temperature(eager)), dtypes=LOW_PRECISION, bytes_needed=_matrices(5)),
+    "compiled": Provider(compiled(_with_temperature(lean)), compiles=True, bytes_needed=_matrices(2)),
     "compiled-autocast": Provider(
-        _compiled(_autocast(_with_temperature(lean))), compiles=True, dtypes=LOW_PRECISION, bytes_needed=_matrices(2)
+        compiled(autocast(_with_temperature(lean))), compiles=True, dtypes=LOW_PRECISION, bytes_needed=_matrices(2)
     ),
-    "compiled-symmetric": Provider(_compiled(_with_temperature(symmetric)), compiles=True, bytes_needed=_matrices(2)),
+    "compiled-symmetric": Provider(compiled(_with_temperature(symmetric)), compiles=True, bytes_needed=_matrices(2)),
     "chunked": Provider(_with_temperature(chunked), note=_block_note),
     "chunked-compiled": Provider(_with_temperature(partial(chunked, compiled=True)), note=_block_note, compiles=True),
     "lightly": Provider(_lightly, bytes_needed=_matrices(5)),

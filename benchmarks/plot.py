@@ -1,4 +1,4 @@
-"""Time and extra memory against the batch size, log-log, from results of ``fastssl bench --json``.
+"""Time and extra memory against the size that varies, log-log, from results of ``fastssl bench --json``.
 
 One column of panels per dtype, allocator and whatever else distinguishes rows; one line per provider, in the same
 colour everywhere. A provider that ran out of memory, or was refused because it would, ends in a cross: that is the
@@ -28,17 +28,26 @@ VERMILION, BLUE, SKY, GREEN, PURPLE, ORANGE, GREY = (
 SOLID, DASHED, DOTTED = "-", (0, (5, 2)), (0, (1, 1.5))
 STYLES: dict[str, tuple[str, Any]] = {
     "fastssl": (VERMILION, SOLID),
+    "fastssl-inplace": (VERMILION, (0, (8, 1.5))),
     "fastssl-cpp": (VERMILION, DASHED),
     "fastssl-triton": (VERMILION, DOTTED),
     "fastssl-chunked": (VERMILION, (0, (5, 2, 1, 2))),
+    "fastssl-apart": (VERMILION, (0, (1, 3))),
     "eager": (GREY, SOLID),
     "eager-lean": (GREY, DASHED),
     "eager-autocast": (GREY, DOTTED),
+    "eager-collapsed": (GREY, (0, (5, 2, 1, 2))),
+    "eager-log": (GREY, (0, (8, 1.5))),
     "compiled": (BLUE, SOLID),
     "compiled-autocast": (BLUE, DOTTED),
     "compiled-symmetric": (BLUE, DASHED),
+    "compiled-lean": (SKY, DASHED),
+    "compiled-collapsed": (SKY, SOLID),
+    "compiled-step": (SKY, DOTTED),
+    "compiled-log": (SKY, (0, (5, 2, 1, 2))),
     "chunked": (GREEN, SOLID),
     "chunked-compiled": (GREEN, DASHED),
+    "checkpointed": (GREEN, DOTTED),
     "lightly": (PURPLE, SOLID),
     "pytorch-metric-learning": (ORANGE, SOLID),
 }
@@ -139,12 +148,12 @@ class Column:
 
 
 def _columns(documents: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """One per dtype, allocator, device and sizes other than the first, in the order of the rows."""
+    """One per dtype, allocator, device and sizes other than the axis, in the order of the rows."""
     rows = [(document, row) for document in documents for row in document["rows"]]
     measured = [which for which in reversed(PASSES) if any(which in row["times"] for _, row in rows)]
     if not measured:
         return []
-    axis = next(iter(rows[0][1]["sizes"]))  # a family names the size that grows first
+    axis = _axis([row for _, row in rows])
     parts: dict[tuple[str, ...], tuple[Mapping[str, Any], list[Mapping[str, Any]]]] = {}
     for document, row in rows:
         fixed = " ".join(f"{name}={value:g}" for name, value in row["sizes"].items() if name != axis)
@@ -162,6 +171,12 @@ def _columns(documents: Sequence[Mapping[str, Any]]) -> list[Column]:
     return columns
 
 
+def _axis(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The first size that varies; a family names the one that grows first."""
+    names = list(rows[0]["sizes"])
+    return next((name for name in names if len({row["sizes"][name] for row in rows}) > 1), names[0])
+
+
 def _heading(documents: Sequence[Mapping[str, Any]]) -> str:
     family = documents[0]["family"]
     return FAMILIES.get(family, family)
@@ -170,19 +185,20 @@ def _heading(documents: Sequence[Mapping[str, Any]]) -> str:
 def _caption(documents: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was run where, a paragraph per document, and how to read the plot."""
     lines = []
+    axis = _axis([row for document in documents for row in document["rows"]])
     for document in documents:
-        _, *others = document["rows"][0]["sizes"]
         fixed = [
             f"{name} = {', '.join(f'{value:g}' for value in dict.fromkeys(r['sizes'][name] for r in document['rows']))}"
-            for name in others
+            for name in document["rows"][0]["sizes"]
+            if name != axis
         ]
         about = document["environment"]
         machines = [report.machine(about, device) for device in dict.fromkeys(r["device"] for r in document["rows"])]
         lines.append("; ".join([*fixed, *machines, report.versions(about)]) + ".")
         lines.append(document["command"])
     lines.append(
-        "Medians with quartiles; memory is the peak of forward + backward beyond the inputs. A cross ends the line of "
-        "what ran out of memory or needs more than there is; dashed: its estimated need."
+        "Medians with quartiles; memory is the peak beyond the inputs, backward pass included. A cross ends the line "
+        "of what ran out of memory or needs more than there is; dashed: its estimated need."
     )
     return list(dict.fromkeys(lines))
 

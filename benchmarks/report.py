@@ -210,8 +210,8 @@ def legend(subject: str) -> str:
     """What the columns of ``table`` mean."""
     return (
         f"time: median, ± half the interquartile range; * the best of its column; x: time over {subject}'s; "
-        "limit: share of the time that the machine's limit allows; extra: peak memory of forward + backward beyond "
-        "the inputs"
+        "limit: share of the time that the machine's limit allows; extra: peak memory beyond the inputs, backward pass "
+        "included"
     )
 
 
@@ -359,12 +359,17 @@ COMPARED = ("forward", "both")
 
 
 def _faster(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Per provider that beats the subject in some pass: by which factor in which."""
+    """Per provider that beats the subject in some pass: by which factor in which.
+
+    The subject's other forms, such as its other backends, beat nobody.
+    """
     own: Mapping[str, Any] = next(
         (row["times"] for row in rows if row["provider"] == subject and row["status"] == "ok"), {}
     )
     faster: dict[str, dict[str, float]] = {}
     for row in rows:
+        if row["provider"].startswith(f"{subject}-"):
+            continue
         for which in passes:
             if which in COMPARED and which in own and which in row["times"]:
                 ratio = own[which]["median_s"] / row["times"][which]["median_s"]
@@ -377,12 +382,9 @@ def beaten(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> list[str
     """A sentence for each case, allocator and pass in which a baseline is faster than the subject."""
     sentences = []
     for heading, here in group(rows).items():
-        # The subject's other backends are no baselines.
-        baselines = {
-            name: ratios for name, ratios in _faster(here, subject, passes).items() if not name.startswith(subject)
-        }
+        faster = _faster(here, subject, passes).items()
         for which in passes:
-            ratio, name = max(((ratios.get(which, 0.0), name) for name, ratios in baselines.items()), default=(0.0, ""))
+            ratio, name = max(((ratios.get(which, 0.0), name) for name, ratios in faster), default=(0.0, ""))
             if ratio > 1:
                 sentences.append(f"{heading}, {PASSES[which]}: {name} is {ratio:.2f}x as fast as {subject}")
     return sentences
@@ -394,7 +396,9 @@ def limits_text(limits: Mapping[str, Any]) -> str:
         f"matrix product {dtype}: " + ", ".join(f"{rate / 1e9:.0f} GFLOP/s {how}" for how, rate in by.items())
         for dtype, by in limits["product_flops_per_s"].items()
     ]
-    return "\n".join([*lines, f"copy: {limits['copy_bytes_per_s'] / 1e9:.1f} GB/s, read and write"])
+    moves = limits.get("move_bytes_per_s", {"": limits["copy_bytes_per_s"]})  # documents of before have one copy
+    rates = ", ".join(f"{rate / 1e9:.1f} GB/s {how}".rstrip() for how, rate in moves.items())
+    return "\n".join([*lines, f"copy: {rates}, read and written bytes counted"])
 
 
 def disturbance_text(disturbance: Mapping[str, float | None]) -> str:
@@ -547,17 +551,34 @@ def update(page: str) -> str:
     return PLACE.sub(fresh, page)
 
 
+def merged(documents: Sequence[Document]) -> list[Document]:
+    """Runs of the same family, versions and machine as one document, so that their rows share tables."""
+    groups: dict[tuple[str, ...], list[Document]] = {}
+    for one in documents:
+        about = one["environment"]
+        machines = dict.fromkeys(machine(about, row["device"]) for row in one["rows"])
+        groups.setdefault((one["family"], one["subject"], versions(about), *machines), []).append(one)
+    return [
+        {
+            **group[0],
+            "command": "`, `".join(one["command"] for one in group),  # it is shown between backquotes
+            "rows": [row for one in group for row in one["rows"]],
+        }
+        for group in groups.values()
+    ]
+
+
 def _render(arguments: argparse.Namespace) -> str:
     return "\n".join(
         markdown(
-            load(path),
+            document,
             passes=arguments.passes,
             dtypes=arguments.dtype,
             providers=arguments.providers,
             allocators=arguments.allocator,
             shown=arguments.show,
         )
-        for path in arguments.results
+        for document in merged([load(path) for path in arguments.results])
     )
 
 

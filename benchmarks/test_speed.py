@@ -34,7 +34,7 @@ DTYPES = [dtype for dtype in cases.DTYPES if dtype != "tf32" or DEVICE == "cuda"
 
 
 def _problems() -> Iterator[Any]:
-    """Every family's default sizes in every dtype."""
+    """Every family's default sizes in every dtype and pass."""
     for name in benchmarks.FAMILIES:
         family = cases.load(f"{benchmarks.__name__}.{name}")
         parser = argparse.ArgumentParser()
@@ -43,7 +43,9 @@ def _problems() -> Iterator[Any]:
             sizes = "-".join(f"{size}{value:g}" for size, value in case.sizes.items())
             for provider, about in family.providers.items():
                 if case.dtype in (about.dtypes or (case.dtype,)):
-                    yield pytest.param((family, case), provider, id=f"{name}-{sizes}-{case.dtype_name}-{provider}")
+                    for which in family.passes:
+                        label = f"{name}-{sizes}-{case.dtype_name}-{provider}-{which}"
+                        yield pytest.param((family, case), provider, which, id=label)
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ def problem(request: pytest.FixtureRequest) -> Iterator[Problem]:
         yield Problem(family, case, sets, expected, runner.errors_of_baseline(family, case, sets, expected))
 
 
-@pytest.mark.parametrize("which", cases.PASSES)
-@pytest.mark.parametrize(("problem", "provider"), list(_problems()), indirect=["problem"])
+@pytest.mark.parametrize(("problem", "provider", "which"), list(_problems()), indirect=["problem"])
 def test_speed(problem: Problem, provider: str, which: str, benchmark: Any) -> None:
     torch.compiler.reset()  # or torch.compile falls back to eager after a few sizes
     row = runner.Row(problem.case, provider)

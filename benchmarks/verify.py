@@ -11,6 +11,8 @@ where products take it.
 Of a large problem's gradients only some rows are known (``Expected.rows``). In the other rows a missing shape and
 numbers that are not finite still show; a wrong but finite number there does not. A family chooses the rows such that a
 wrong tile cannot hide between them.
+
+One exception is made: ``Provider.slack``, for a peer whose loss is known to be summed carelessly. It is never silent.
 """
 
 from __future__ import annotations
@@ -72,9 +74,14 @@ def check(
 
 
 def would_refuse_zeros(expected: Sequence[Expected], baseline_errors: Sequence[float], case: Case) -> bool:
-    """Whether the gate says anything here: with saturated or tiny inputs the bound can exceed the gradient itself."""
+    """Whether the gate says anything here: with saturated or tiny inputs the bound can exceed the gradient itself.
+
+    Of a family without gradients: whether it would refuse results of zeros.
+    """
     zeros = [want.value.new_zeros(()).expand(want.shape) for want in expected]
-    return any(one.reason for one in check(zeros, expected, baseline_errors, case)[1:])
+    checks = list(zip(check(zeros, expected, baseline_errors, case), expected, strict=True))
+    gradients = [one for one, want in checks if want.is_gradient] or [one for one, _ in checks]
+    return any(one.reason for one in gradients)
 
 
 def _error(out: Tensor, want: Expected) -> Tensor:

@@ -276,7 +276,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _parser(family: Family) -> argparse.ArgumentParser:
-    from ..benchmarks.cases import DTYPES, PASSES
+    from ..benchmarks.cases import DTYPES
 
     optional = ", ".join(name for name in family.providers if name in family.optional)
     parser = argparse.ArgumentParser(
@@ -293,9 +293,9 @@ def _parser(family: Family) -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda when there is one")
     parser.add_argument(
-        "--pass", dest="passes", nargs="+", choices=list(PASSES), default=list(PASSES),
+        "--pass", dest="passes", nargs="+", choices=list(family.passes), default=list(family.passes),
         help="forward: no gradient wanted; backward: loss.backward() alone; both: forward + backward, the one to "
-        "compare, since a provider may compute its gradient in the forward pass already. Default: all three",
+        "compare, since a provider may compute its gradient in the forward pass already. Default: all",
     )  # fmt: skip
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="default: all that are not optional")
     parser.add_argument("--threads", type=_positive(int), help="CPU threads; default: PyTorch's")

@@ -1,0 +1,84 @@
+"""What the families' providers have in common: compiled, under autocast, and fastssl with a backend forced.
+
+A builder takes a case and returns the function that competes (``cases.Provider.build``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastssl
+from fastssl.ops import registry
+
+from .cases import Case, Function, Unavailable
+
+Builder = Callable[[Case], Function]
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def compiled(build: Builder) -> Builder:
+    """The same, compiled for the exact sizes."""
+    return lambda case: torch.compile(build(case), dynamic=False)
+
+
+def autocast(build: Builder) -> Builder:
+    """The same as a model under autocast to the case's dtype has it; as it is in float32."""
+
+    def build_autocast(case: Case) -> Function:
+        function = build(case)
+        if case.dtype not in LOW_PRECISION:
+            return function
+
+        def under_autocast(*inputs: Tensor) -> Any:
+            with torch.autocast(case.device, case.dtype):
+                return function(*inputs)
+
+        return under_autocast
+
+    return build_autocast
+
+
+def forced(build: Builder, backend: str, operation: str) -> Builder:
+    """The same with one of fastssl's backends; ``operation`` is one that it has to serve."""
+
+    def build_forced(case: Case) -> Function:
+        try:
+            registry.choose(operation, case.device, case.dtype, backend)
+        except RuntimeError as error:
+            raise Unavailable(str(error)) from error
+        function = build(case)
+
+        def with_backend(*inputs: Tensor) -> Any:
+            with fastssl.backend(backend):
+                return function(*inputs)
+
+        return with_backend
+
+    return build_forced
+
+
+def backend_note(operation: str) -> Callable[[Case], str]:
+    """A note that names the backend which serves an operation."""
+
+    def note(case: Case) -> str:
+        chosen = registry.choose(operation, case.device, case.dtype, fastssl.backends.forced())
+        return f"backend {chosen.__name__.rsplit('.', 1)[1]}"
+
+    return note
+
+
+def check_above_zero(options: Mapping[str, list[float]]) -> None:
+    """Refuse numbers of the command line that are not above 0, by the option's name.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name, numbers in options.items():
+        for number in numbers:
+            if not number > 0:
+                raise ValueError(f"{name} must be above 0, got {number}")
