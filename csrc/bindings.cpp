@@ -4,7 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <stdexcept>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -111,22 +111,31 @@ void nearest_neighbors(Address q, Address k, std::int64_t rows, std::int64_t col
   fastssl::nearest_neighbors(problem, allow_bfloat16_product, pointer<std::int64_t>(columns));
 }
 
-// Views of one stack or of several: an address and a stride each.
-using Views = std::vector<std::pair<Address, std::int64_t>>;
+// Stacks of views: address, number of views, elements from view to view and from image to image.
+using Stacks = std::vector<std::tuple<Address, std::int64_t, std::int64_t, std::int64_t>>;
 
-std::vector<fastssl::View> make_views(const Views& views) {
-  std::vector<fastssl::View> made;
-  for (const auto& [address, stride] : views) made.push_back({pointer<void>(address), stride});
-  return made;
+std::vector<fastssl::View> make_views(const Stacks& stacks, fastssl::DType dtype) {
+  const std::int64_t bytes = dtype == fastssl::DType::kFloat64   ? 8
+                             : dtype == fastssl::DType::kFloat32 ? 4
+                                                                 : 2;
+  std::vector<fastssl::View> views;
+  for (const auto& [address, count, view_stride, image_stride] : stacks) {
+    for (std::int64_t i = 0; i < count; ++i)
+      views.push_back({pointer<char>(address) + i * view_stride * bytes, image_stride});
+  }
+  return views;
 }
 
-void soft_target(const Views& student, const Views& teacher, std::int64_t images, std::int64_t prototypes,
+void soft_target(const Stacks& student, const Stacks& teacher, std::int64_t images, std::int64_t prototypes,
                  int student_dtype, int teacher_dtype, Address column_potential,
                  std::int64_t column_potential_stride, Address row_potential, Address weight,
                  double student_scale, double teacher_scale, bool skip_same_view, std::int64_t threads,
                  Address loss, Address student_lse, Address teacher_lse, Address column_sum,
-                 const Views& gradient, Address factor, bool fresh_gradient, bool known_log_sums) {
-  const auto students = make_views(student), teachers = make_views(teacher), gradients = make_views(gradient);
+                 const Stacks& gradient, Address factor, bool fresh_gradient, bool known_log_sums) {
+  const auto of_student = static_cast<fastssl::DType>(student_dtype);
+  const auto of_teacher = static_cast<fastssl::DType>(teacher_dtype);
+  const auto students = make_views(student, of_student), gradients = make_views(gradient, of_student);
+  const auto teachers = make_views(teacher, of_teacher);
   if (!gradients.empty() && gradients.size() != students.size())
     throw std::invalid_argument("soft_target: gradient must have as many views as student");
   const fastssl::SoftTargetProblem problem{students.data(),
@@ -135,8 +144,8 @@ void soft_target(const Views& student, const Views& teacher, std::int64_t images
                                            static_cast<std::int64_t>(teachers.size()),
                                            images,
                                            prototypes,
-                                           static_cast<fastssl::DType>(student_dtype),
-                                           static_cast<fastssl::DType>(teacher_dtype),
+                                           of_student,
+                                           of_teacher,
                                            pointer<const void>(column_potential),
                                            column_potential_stride,
                                            pointer<const void>(row_potential),

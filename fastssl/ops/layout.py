@@ -4,11 +4,12 @@ from torch import Tensor
 
 
 def unit_stride(x: Tensor) -> Tensor:
-    """A matrix [rows, columns] as the kernels read it: rows may lie anywhere, the elements of a row lie side by side.
+    """A matrix [rows, columns], or a stack of them, as the kernels read it: rows may lie anywhere, the elements of a row
+    lie side by side.
 
     A copy is made only where they do not.
     """
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def contiguous(vector: Tensor | None) -> Tensor | None:

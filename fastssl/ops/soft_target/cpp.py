@@ -7,7 +7,6 @@ once, and its gradient written. Memory is a few rows per thread. See ``csrc/cpu/
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -31,13 +30,12 @@ def soft_target_cross_entropy(
     **rules: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``reference.soft_target_cross_entropy``."""
-    views, teachers = _views(student), _views(teacher)
-    images, prototypes = views[0].shape
-    loss = torch.empty(images, dtype=accumulator(views[0]))
-    student_lse, teacher_lse = loss.new_empty(len(views), images), loss.new_empty(len(teachers), images)
+    images, prototypes = student[0].shape[1:]
+    loss = torch.empty(images, dtype=accumulator(student[0]))
+    student_lse, teacher_lse = (loss.new_empty(sum(map(len, stacks)), images) for stacks in (student, teacher))
     total = loss.new_empty(prototypes if column_sum else 0)
     _run(
-        views, teachers, column_potential, row_potential, weight, **rules,
+        student, teacher, column_potential, row_potential, weight, **rules,
         loss=loss, student_lse=student_lse, teacher_lse=teacher_lse, column_sum=total if column_sum else None,
     )  # fmt: skip
     return loss, student_lse, teacher_lse, total
@@ -59,8 +57,8 @@ def soft_target_cross_entropy_grad(
     """See ``reference.soft_target_cross_entropy_grad``."""
     gradients = _outputs(student, inplace)
     _run(
-        _views(student), _views(teacher), column_potential, row_potential, weight, **rules,
-        gradient=_views(gradients), factor=d_loss, fresh_gradient=not inplace,
+        student, teacher, column_potential, row_potential, weight, **rules,
+        gradient=gradients, factor=d_loss, fresh_gradient=not inplace,
         student_lse=student_lse.contiguous(), teacher_lse=teacher_lse.contiguous(), known_log_sums=True,
     )  # fmt: skip
     return _delivered(gradients, student, inplace)
@@ -80,26 +78,25 @@ def soft_target_step(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """See ``composed.soft_target_step``; every logit is read once from memory."""
     gradients = _outputs(student, inplace)
-    views = _views(student)
-    images, prototypes = views[0].shape
-    losses = torch.empty(images, dtype=accumulator(views[0]))
+    images, prototypes = student[0].shape[1:]
+    losses = torch.empty(images, dtype=accumulator(student[0]))
     total = losses.new_empty(prototypes if column_sum else 0)
     _run(
-        views, _views(teacher), column_potential, row_potential, weight, **rules,
+        student, teacher, column_potential, row_potential, weight, **rules,
         loss=losses, column_sum=total if column_sum else None,
-        gradient=_views(gradients), factor=torch.full_like(losses, factor), fresh_gradient=not inplace,
+        gradient=gradients, factor=torch.full_like(losses, factor), fresh_gradient=not inplace,
     )  # fmt: skip
     return factor * losses.sum(), total, _delivered(gradients, student, inplace)
 
 
-def _views(stacks: Sequence[Tensor]) -> list[Tensor]:
-    """Every view [B, K] of the stacks, as the kernels take them."""
-    return [unit_stride(view) for view in chain.from_iterable(stack.unbind(0) for stack in stacks)]
+def _addresses(stacks: Sequence[Tensor]) -> list[tuple[int, int, int, int]]:
+    """Where the views of stacks [views, B, K] lie: address and number, elements from view to view, image to image."""
+    return [(stack.data_ptr(), stack.shape[0], stack.stride(0), stack.stride(1)) for stack in stacks]
 
 
 def _outputs(student: Sequence[Tensor], inplace: bool) -> list[Tensor]:
     """Where the gradients are written: over the students, unless their numbers do not lie side by side."""
-    return [stack if inplace and stack.stride(2) == 1 else empty(stack) for stack in student]
+    return [stack if inplace and unit_stride(stack) is stack else empty(stack) for stack in student]
 
 
 def _delivered(gradients: list[Tensor], student: Sequence[Tensor], inplace: bool) -> list[Tensor]:
@@ -130,13 +127,14 @@ def _run(
     fresh_gradient: bool = False,
     known_log_sums: bool = False,  # student_lse and teacher_lse are inputs
 ) -> None:
-    images, prototypes = student[0].shape
+    images, prototypes = student[0].shape[1:]
+    student, teacher = [unit_stride(stack) for stack in student], [unit_stride(stack) for stack in teacher]
     column_potential, row_potential = contiguous(column_potential), contiguous(row_potential)
     weight, factor = contiguous(weight), contiguous(factor)
     per_teacher = column_potential is not None and column_potential.ndim == 2
     kernels().soft_target(
-        student=[(view.data_ptr(), view.stride(0)) for view in student],
-        teacher=[(view.data_ptr(), view.stride(0)) for view in teacher],
+        student=_addresses(student),
+        teacher=_addresses(teacher),
         images=images,
         prototypes=prototypes,
         student_dtype=DTYPES[student[0].dtype],
@@ -153,7 +151,7 @@ def _run(
         student_lse=address(student_lse),
         teacher_lse=address(teacher_lse),
         column_sum=address(column_sum),
-        gradient=[(view.data_ptr(), view.stride(0)) for view in gradient],
+        gradient=_addresses(gradient),
         factor=address(factor),
         fresh_gradient=fresh_gradient,
         known_log_sums=known_log_sums,
