@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ from torch import Tensor  # noqa: E402
 
 from fastssl import environment  # noqa: E402
 from fastssl.benchmarks import gpu_family, report, runner  # noqa: E402
-from fastssl.benchmarks.cases import Case, outputs, precision  # noqa: E402
+from fastssl.benchmarks.cases import Case, outputs, precision, ready  # noqa: E402
 from fastssl.benchmarks.gpu_family import Target  # noqa: E402
 from fastssl.benchmarks.jobs import Deadline, Job, Outcome, Results, run_jobs  # noqa: E402
 from fastssl.benchmarks.limits import Limits  # noqa: E402
 
-FAMILIES = ("nt_xent",)
+FAMILIES = ("soft_target", "nt_xent", "sinkhorn_knopp", "koleo")
 TOTAL_SECONDS = 520  # all sections together
 # A case of few calls: the GPU is steady, and there are many cases. The backward pass alone says nothing: fastssl and
 # the chunked forms have the gradient already when it starts.
@@ -114,7 +115,8 @@ def compile_jobs(setup: Setup) -> list[Job]:
         family = gpu_family.load(name)
         cases = family.cases(setup.target)
         provider = setup.target.provider
-        tiny = [Case(family.family.tiny_sizes(case.sizes), case.dtype, case.device, case.tf32) for case in cases]
+        smaller = family.compiled_sizes or family.family.tiny_sizes
+        tiny = [Case(smaller(case.sizes), case.dtype, case.device, case.tf32) for case in cases]
         for case in {case.title: case for case in tiny}.values():  # kernels do not depend on the number of rows
             jobs.append(Job(f"{name} {case.title}", compile_provider, (name, provider, case)))
         for number, one in enumerate(family.verifications(small)):
@@ -135,9 +137,10 @@ def compile_provider(name: str, provider: str, case: Case) -> Results:
     family = gpu_family.load(name).family
     with precision(case.dtype_name):
         inputs = family.inputs(case, 0)
-        function = family.providers[provider].build(case)
+        function = family.providers[provider].function(case)
         outputs(function, inputs)
         with torch.no_grad():
+            ready(function, inputs)
             function(*inputs)
     return {}
 
@@ -178,18 +181,21 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fills what ``torch.empty`` returns with NaN inside the block."""
-    empty = torch.empty
+    """Fills what ``torch.empty`` and ``torch.empty_like`` return with NaN inside the block."""
+    before = torch.empty, torch.empty_like
 
-    def poisoned(*shape: Any, **options: Any) -> Tensor:
-        out = empty(*shape, **options)
-        return out.fill_(float("nan")) if out.is_floating_point() else out
+    def poisoned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def filled(*arguments: Any, **options: Any) -> Tensor:
+            out = function(*arguments, **options)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
 
-    torch.empty = poisoned
+        return filled
+
+    torch.empty, torch.empty_like = (poisoned(function) for function in before)
     try:
         yield
     finally:
-        torch.empty = empty
+        torch.empty, torch.empty_like = before
 
 
 def ceilings_jobs(setup: Setup) -> list[Job]:
@@ -203,16 +209,23 @@ def ceilings(device: str, names: Sequence[str]) -> Results:
 
 
 def timing_jobs(setup: Setup) -> list[Job]:
-    return [
-        Job(f"{name} {case.title}", time_case, (name, setup.target, case, setup.options, setup.limits))
-        for name in setup.families
-        for case in gpu_family.load(name).cases(setup.target)
-    ]
+    """The families take turns, each with its most important case that is left: time may run out."""
+    turns = zip_longest(
+        *(
+            [
+                Job(f"{name} {case.title}", time_case, (name, setup.target, case, setup.options, setup.limits))
+                for case in gpu_family.load(name).cases(setup.target)
+            ]
+            for name in setup.families
+        )
+    )
+    return [job for turn in turns for job in turn if job is not None]
 
 
 def time_case(name: str, target: Target, case: Case, options: runner.Options, limits: Limits) -> Results:
     """``fastssl bench``'s measurement of one case."""
     here = gpu_family.load(name)
+    options = replace(options, passes=[which for which in options.passes if which in here.family.passes])
     providers = [target.provider, *here.baselines(case)]
     rows, _ = runner.run_case(here.family, case, providers, options, limits)
     # A baseline may run out of memory or not compile; wrong it may not be, and fastssl has to run.
@@ -226,9 +239,9 @@ def time_case(name: str, target: Target, case: Case, options: runner.Options, li
 
 SECTIONS = {
     "compile": Section(compile_jobs, 150, parallel=True, limit=150),
-    "verify": Section(verify_jobs, 80, limit=30),
+    "verify": Section(verify_jobs, 100, limit=30),
     "ceilings": Section(ceilings_jobs, 30),
-    "timing": Section(timing_jobs, 260, limit=90, complete=False),
+    "timing": Section(timing_jobs, 240, limit=90, complete=False),
 }
 
 
@@ -254,9 +267,10 @@ HEADER = (
     "peak MB",
 )  # fmt: skip
 LEGEND = (
-    "forward: the loss without gradients; both: forward + backward; share: of the product ceiling, counting the work "
-    "model's FLOPs.\nfloor: what both take at the ceiling; eager, compiled, chunked: both, the fastest of these forms; "
-    "gain: of fastssl over compiled; peak: extra memory of both"
+    "forward: the loss without gradients; both: forward + backward, or forward again where there is no gradient;\n"
+    "share: of the ceiling, of products or of a copy, that binds the work model; floor: what both take at it;\n"
+    "eager, compiled, chunked: both, the fastest of these forms; gain: of fastssl over compiled; peak: extra memory of "
+    "both"
 )
 
 
@@ -269,15 +283,16 @@ def table(outcomes: Sequence[Outcome], provider: str) -> list[str]:
             continue
         rows = outcome.result["rows"]
         ours = next(row for row in rows if row["provider"] == provider)
-        others = {kind: _best(rows, kind) for kind in ("eager", "compiled", "chunked")}
+        last = "both" if "both" in outcome.result["floor_s"] else "forward"
+        others = {kind: _best(rows, kind, last) for kind in ("eager", "compiled", "chunked")}
         sizes = " ".join(f"{name}={value:g}" for name, value in ours["sizes"].items() if name != "temperature")
         cells = [outcome.result["family"], ours["dtype"], sizes]
-        for which in ("forward", "both"):
+        for which in ("forward", last):
             share = ours["share_of_limit"].get(which)
             cells += [_milliseconds(_median(ours, which)), "-" if share is None else f"{share:.0%}"]
-        cells.append(_milliseconds(outcome.result["floor_s"].get("both")))
+        cells.append(_milliseconds(outcome.result["floor_s"].get(last)))
         cells += [_milliseconds(others[kind]) for kind in others]
-        compiled, own = others["compiled"], _median(ours, "both")
+        compiled, own = others["compiled"], _median(ours, last)
         cells.append("-" if compiled is None or own is None else f"{compiled / own:.1f}x")
         peak = ours["peak_extra_bytes"]
         cells.append("-" if peak is None else f"{peak / 1e6:.1f}")
@@ -297,9 +312,9 @@ def _median(row: Mapping[str, Any], which: str) -> float | None:
     return row["times"][which]["median_s"] if which in row["times"] else None
 
 
-def _best(rows: Sequence[Mapping[str, Any]], kind: str) -> float | None:
-    """Seconds of forward + backward of the fastest provider of a kind: "eager" has an "eager-autocast" beside it."""
-    times = [_median(row, "both") for row in rows if row["provider"].split("-")[0] == kind]
+def _best(rows: Sequence[Mapping[str, Any]], kind: str, which: str) -> float | None:
+    """Seconds of a pass of the fastest provider of a kind: "eager" has an "eager-autocast" beside it."""
+    times = [_median(row, which) for row in rows if row["provider"].split("-")[0] == kind]
     return min((seconds for seconds in times if seconds is not None), default=None)
 
 

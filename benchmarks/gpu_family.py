@@ -66,12 +66,14 @@ class GpuFamily:
         verifications: the same number, in the same order and needing the same kernels, for small targets and large.
         cases: what is timed, the most important first, since time may run out.
         baselines: the providers that fastssl is compared with in a case.
+        compiled_sizes: a case's sizes made small, which need the same kernels; None: the family's ``tiny_sizes`` do.
     """
 
     family: Family
     verifications: Callable[[Target], Sequence[Verification]]
     cases: Callable[[Target], Sequence[Case]]
     baselines: Callable[[Case], Sequence[str]]
+    compiled_sizes: Callable[[Mapping[str, float]], dict[str, float]] | None = None
 
 
 def load(name: str) -> GpuFamily:

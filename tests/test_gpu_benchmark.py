@@ -53,7 +53,7 @@ def jobs(tmp_path, monkeypatch):
 def ceilings():
     found = object.__new__(limits.Limits)
     found.products = {"float32": {"torch.mm": 1e12}, "bfloat16": {"torch.mm": 2e12}}
-    found.copy = 1e11
+    found.moves = {"torch.copy_": 1e11}
     return found
 
 
@@ -241,7 +241,7 @@ def test_the_sizes_that_the_bars_are_about_come_first():
 
 
 def test_compiling_covers_every_provider_that_compiles_and_each_kernel_once():
-    jobs = gpu.compile_jobs(gpu.Setup(Target()))
+    jobs = gpu.compile_jobs(gpu.Setup(Target(), families=["nt_xent"]))
     assert len({(job.title, job.function) for job in jobs}) == len(jobs)
     timed = gpu_nt_xent.cases(Target())
     compiled = [(case.title, name) for case in timed for name in gpu_nt_xent.baselines(case) if "compiled" in name]
@@ -320,7 +320,7 @@ def test_the_table_compares_with_the_best_compiled_form_and_says_what_has_no_tim
 
 
 def test_verifying_and_timing_write_what_the_plot_reads(tmp_path, ceilings, capsys):
-    setup = gpu.Setup(REHEARSAL, limits=ceilings)
+    setup = gpu.Setup(REHEARSAL, families=["nt_xent"], limits=ceilings)
     assert gpu.run(setup, ["verify", "timing"], tmp_path / "out", command="a command") == 0
     written = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}
     assert set(written) == {"verify.json", "timing.json", "nt_xent.json"}
@@ -338,7 +338,8 @@ def test_verifying_and_timing_write_what_the_plot_reads(tmp_path, ceilings, caps
 
 
 def test_without_time_everything_is_missing_and_the_run_fails(tmp_path, ceilings):
-    assert gpu.run(gpu.Setup(REHEARSAL, limits=ceilings), ["verify"], tmp_path, budget=1e-6) == 1
+    setup = gpu.Setup(REHEARSAL, families=["nt_xent"], limits=ceilings)
+    assert gpu.run(setup, ["verify"], tmp_path, budget=1e-6) == 1
     section = json.loads((tmp_path / "verify.json").read_text())
     assert {job["status"] for job in section["jobs"]} == {"missing"}
     assert section["failed"] == len(section["jobs"]) > 0

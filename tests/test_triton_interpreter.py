@@ -1,7 +1,7 @@
 """The Triton kernels compute the right thing, shown without a GPU by Triton's interpreter.
 
-The interpreter is chosen when Triton is imported, for the whole process: the statements live in
-``triton_interpreter_checks.py``, which this test runs in a process of its own.
+The interpreter is chosen when Triton is imported, for the whole process: the statements live in ``triton_*_checks.py``,
+a file per family of operations, each of which this test runs in a process of its own.
 """
 
 import os
@@ -14,8 +14,11 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_kernels_agree_with_float64_under_the_interpreter():
-    checks = Path(__file__).with_name("triton_interpreter_checks.py")
+CHECKS = sorted(Path(__file__).parent.glob("triton_*_checks.py"))
+
+
+@pytest.mark.parametrize("checks", CHECKS, ids=lambda path: path.stem)
+def test_kernels_agree_with_float64_under_the_interpreter(checks):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(checks)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)

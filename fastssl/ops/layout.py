@@ -4,8 +4,8 @@ from torch import Tensor
 
 
 def unit_stride(x: Tensor) -> Tensor:
-    """A matrix [rows, columns], or a stack of them, as the kernels read it: rows may lie anywhere, the elements of a row
-    lie side by side.
+    """A matrix [rows, columns], or a stack of them, as the kernels read it: rows may lie anywhere, a row's elements lie
+    side by side.
 
     A copy is made only where they do not.
     """

@@ -5,8 +5,8 @@
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from ..arithmetic import round_mantissa
+
 INVERSE_EPS = tl.constexpr(1e12)  # F.normalize divides by max(norm, 1e-12)
 
 # How the positives of a row are given (the `positives` argument of the operation).
@@ -20,14 +20,6 @@ _RECTANGLE = ["M", "N", "M_pad", "row_base", "row_step", "col_shift", "first_blo
 
 
 @triton.jit
-def _round_mantissa(x, DROP: tl.constexpr):
-    """Rounds fp32 to nearest even without its last DROP mantissa bits (13: tf32, 16: bf16). NaN stays NaN."""
-    bits = x.to(tl.int32, bitcast=True)
-    bits = (bits + ((1 << (DROP - 1)) - 1) + ((bits >> DROP) & 1)) & (-(1 << DROP))
-    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
-
-
-@triton.jit
 def _round_to(x, dtype: tl.constexpr, ROUND: tl.constexpr, UPCAST: tl.constexpr):
     """Rounds fp32 to an operand of the product.
 
@@ -35,7 +27,7 @@ def _round_to(x, dtype: tl.constexpr, ROUND: tl.constexpr, UPCAST: tl.constexpr)
     UPCAST (interpreter only) keeps the rounded value in fp32.
     """
     if ROUND > 0:
-        x = _round_mantissa(x, ROUND)
+        x = round_mantissa(x, ROUND)
     if UPCAST:
         return x.to(dtype).to(tl.float32)
     return x.to(dtype)

@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
+from ..arithmetic import LOG2E
 from .common import (
     _RECTANGLE,
     INVERSE_EPS,
     KEY,
-    LOG2E,
     NONE,
     _in_log_sum,
     _load_operand,

@@ -5,11 +5,10 @@
 import triton
 import triton.language as tl
 
+from ..arithmetic import LN2, LOG2E
 from .common import (
     _RECTANGLE,
     KEY,
-    LN2,
-    LOG2E,
     NONE,
     _in_log_sum,
     _load_operand,

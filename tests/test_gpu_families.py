@@ -1,0 +1,140 @@
+"""What the families tell ``benchmarks/gpu.py``: that wrong kernels are caught, and what is timed; without a GPU."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastssl.benchmarks import cases, gpu, gpu_family, gpu_koleo, gpu_sinkhorn_knopp, gpu_soft_target, limits, timing
+from fastssl.benchmarks.gpu_family import Target
+from fastssl.ops import registry
+from fastssl.ops.neighbors import chunked as neighbors
+from fastssl.ops.sinkhorn import chunked as sinkhorn
+from fastssl.ops.soft_target import chunked as soft_target
+
+REHEARSAL = Target("cpu", "chunked", small=True)
+CALLS = count()
+
+
+def problems_of(family, module, monkeypatch, changed, title, dtype="float32"):
+    """What verifying says when some functions of the chunked backend are others."""
+    backend = SimpleNamespace(**{**vars(module), **changed})
+    monkeypatch.setattr(registry, "backend_module", lambda package, name: backend)
+    found = gpu_family.load(family).verifications(REHEARSAL)
+    number = next(n for n, one in enumerate(found) if title in one.title and one.dtype == dtype)
+    return gpu.verify(family, REHEARSAL, number)["problems"]
+
+
+def forward(change):
+    def changed(*arguments, **keywords):
+        return change(*soft_target.soft_target_cross_entropy(*arguments, **keywords))
+
+    return {"soft_target_cross_entropy": changed}
+
+
+def gradient(change):
+    def changed(*arguments, inplace=False, **keywords):
+        return change(soft_target.soft_target_cross_entropy_grad(*arguments, **keywords), arguments[0])
+
+    return {"soft_target_cross_entropy_grad": changed}
+
+
+def last_column_unwritten(gradients, students):
+    for one in gradients:
+        one[..., -1] = float("nan")
+    return gradients
+
+
+@pytest.mark.parametrize(
+    ("title", "changed", "says"),
+    [
+        ("'k': 1000}", {}, None),
+        ("'k': 1000}", forward(lambda loss, *others: (loss * (1 + 1e-4), *others)), "loss: "),
+        ("'k': 1000}", forward(lambda *all_but, sums=0: (*all_but[:3], all_but[3] * (1 + 1e-5))), "column sums: "),
+        ("'k': 1000}", gradient(last_column_unwritten), "gradient: nan"),
+        ("'k': 1000}", gradient(lambda g, x: [one * (1 + 1e-7 * next(CALLS)) for one in g]), "two calls differ"),
+        ("'apart'", gradient(lambda g, x: g[::-1]), "gradient: "),
+        ("'offset': 10000.0", forward(lambda loss, *others: (loss * 1.001, *others)), "loss: "),
+        ("in place", gradient(lambda g, x: [torch.zeros_like(one) for one in g]), "gradient: "),
+        ("NaN", gradient(lambda g, x: [one.nan_to_num() for one in g]), "gradient: inf"),
+    ],
+    ids=["right", "loss", "column sums", "unwritten", "race", "order", "offset", "zeros", "dropped NaN"],
+)
+def test_wrong_soft_target_kernels_are_caught(title, changed, says, monkeypatch):
+    found = problems_of("soft_target", soft_target, monkeypatch, changed, title)
+    assert (found == []) if says is None else any(problem.startswith(says) for problem in found), found
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_wrong_sinkhorn_kernels_are_caught(wrong, monkeypatch):
+    changed = {"potential_logsumexp": lambda *a, **k: sinkhorn.potential_logsumexp(*a, **k) + 1e-3 * wrong}
+    assert bool(problems_of("sinkhorn_knopp", sinkhorn, monkeypatch, changed, "around 0")) == wrong
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_neighbors_in_the_wrong_order_are_caught(wrong, monkeypatch):
+    def changed(*arguments, **keywords):
+        found = neighbors.nearest_neighbors(*arguments, **keywords)
+        return found.flip(1) if wrong else found
+
+    title = "5 neighbours"
+    assert bool(problems_of("koleo", neighbors, monkeypatch, {"nearest_neighbors": changed}, title)) == wrong
+
+
+@pytest.mark.parametrize("module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo])
+def test_small_and_large_targets_verify_the_same_list(module):
+    small, large = (module.verifications(Target(small=small)) for small in (True, False))
+    assert [one.dtype for one in small] == [one.dtype for one in large]
+    assert {"float32", "bfloat16", "float16"} <= {one.dtype for one in large}
+    assert len({(one.title, one.dtype) for one in large}) == len(large)
+
+
+@pytest.mark.parametrize("module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo])
+def test_every_baseline_of_a_timed_case_exists_and_one_is_compiled(module):
+    timed = module.cases(Target())
+    assert len({case.title for case in timed}) == len(timed)
+    named = {name for case in timed for name in module.baselines(case)}
+    assert named <= set(module.GPU.family.providers) and any("compiled" in name for name in named)
+
+
+def test_the_sizes_that_the_bars_are_about_come_first():
+    timed = gpu_soft_target.cases(Target())
+    sizes = [(case.sizes["K"], case.sizes["B"], case.sizes["S"], case.sizes["T"], case.dtype_name) for case in timed]
+    assert sizes[:3] == [(65536, b, 10, 2, "bfloat16") for b in (64, 256, 128)]
+    for case in timed[:2]:
+        wanted = {"fastssl-inplace", "eager", "compiled-collapsed", "compiled-step"}
+        assert wanted <= set(gpu_soft_target.baselines(case))
+
+
+def test_kernels_compile_for_the_number_of_columns_that_is_timed():
+    jobs = gpu.compile_jobs(gpu.Setup(Target(), families=["soft_target"]))
+    compiled = {
+        (job.arguments[2].sizes["K"], job.arguments[2].dtype_name)
+        for job in jobs
+        if job.required and job.function is gpu.compile_provider
+    }
+    assert compiled == {(case.sizes["K"], case.dtype_name) for case in gpu_soft_target.cases(Target())}
+
+
+def test_families_take_turns_so_that_none_is_left_without_time():
+    setup = gpu.Setup(Target())
+    names = [job.title.split()[0] for job in gpu.timing_jobs(setup)]
+    assert names[: len(setup.families)] == list(setup.families)
+    assert len(names) == sum(len(gpu_family.load(name).cases(Target())) for name in setup.families)
+
+
+@pytest.mark.parametrize("family, passes", [("soft_target", {"forward", "both"}), ("sinkhorn_knopp", {"forward"})])
+def test_timing_writes_what_the_plot_reads(family, passes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "SAMPLES_OF_SHORT_CALLS", 1)
+    ceilings = object.__new__(limits.Limits)
+    ceilings.products = {name: {"torch.mm": 1e12} for name in cases.DTYPES}
+    ceilings.moves = {"torch.copy_": 1e11, limits.Limits.IN_PLACE: 1e11}
+    setup = gpu.Setup(REHEARSAL, families=[family], limits=ceilings)
+    assert gpu.run(setup, ["timing"], tmp_path) == 0
+    rows = json.loads((tmp_path / f"{family}.json").read_text())["rows"]
+    assert rows and all(set(row["times"]) == passes for row in rows)
+    assert f"{family}  float32" in capsys.readouterr().out
