@@ -13,7 +13,20 @@ import torch
 from torch import Tensor
 
 from . import memory, verify
-from .cases import PASSES, Case, Expected, Family, Function, Unavailable, outputs, precision, ready, step, values
+from .cases import (
+    PASSES,
+    Case,
+    Expected,
+    Family,
+    Function,
+    Unavailable,
+    clear_gradients,
+    outputs,
+    precision,
+    ready,
+    step,
+    values,
+)
 from .limits import Limits
 from .timing import OtherLoad, Task, Timing, interleave
 
@@ -246,6 +259,8 @@ def task(function: Function, sets: Sequence[tuple[Tensor, ...]], which: str) -> 
     losses: list[Tensor] = []  # of the forward pass that stands before a backward pass, untimed
 
     def before(call: int) -> None:
+        for inputs in sets:  # as in training, no gradient of an earlier step occupies memory
+            clear_gradients(inputs)
         ready(function, sets[call % len(sets)])
 
     def forward(call: int) -> None:
