@@ -31,6 +31,10 @@ FASTSSL_INLINE const Real* read_chunk(const Real* row, std::int64_t begin, std::
                        scratch);
 }
 
+// The level of the cache, as __builtin_prefetch counts, into which memory is fetched ahead: the first one
+// waits for too few lines at a time to keep up with a kernel.
+constexpr int kSecondLevel = 2;
+
 // Fetches two vectors of what is read next, from its k-th number on. The processor's own prefetchers start
 // anew on every page.
 template <class S>
@@ -38,8 +42,8 @@ FASTSSL_INLINE void fetch(DType dtype, const void* next, std::int64_t k) {
   constexpr int kLine = 64;
   const std::int64_t bytes = element_bytes(dtype);
   const char* place = static_cast<const char*>(next) + k * bytes;
-  __builtin_prefetch(place);
-  if (2 * S::kLanes * bytes > kLine) __builtin_prefetch(place + kLine);
+  __builtin_prefetch(place, 0, kSecondLevel);
+  if (2 * S::kLanes * bytes > kLine) __builtin_prefetch(place + kLine, 0, kSecondLevel);
 }
 
 // Calls step(k, is_valid) for each vector of a chunk; is_valid: its lanes inside the chunk. Whole vectors are

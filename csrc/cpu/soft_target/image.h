@@ -113,6 +113,12 @@ class Image {
     return row(p_.student[s], p_.student_dtype, b);
   }
 
+  // What is read after a student's row: the next student, or the next image's first teacher.
+  const void* after_student(std::int64_t s, std::int64_t b) const {
+    if (s + 1 < p_.students) return student_row(s + 1, b);
+    return row(p_.teacher[0], p_.teacher_dtype, b + 1 < p_.images ? b + 1 : b);
+  }
+
   // log2 of the sum over all chunks, from sums relative to their shifts.
   double log_sum(const Scratch<Real>& scratch) const {
     Real largest = scratch.shift[0];
@@ -322,7 +328,7 @@ class Image {
   double read_student(std::int64_t s, std::int64_t b, const Target<Real>& target,
                       const Scratch<Real>& scratch) const {
     const void* logits = student_row(s, b);
-    const void* next_row = student_row(s + 1 < p_.students ? s + 1 : s, b);
+    const void* next_row = after_student(s, b);
     double dot = 0;
     Real shift = kNone;
     for (std::int64_t c = 0; c < chunks_; ++c) {
@@ -365,8 +371,13 @@ class Image {
       const Real* e = scratch.exponential + begin;
       const Vec of_e = S::broadcast(
           static_cast<Real>(unit * mass * __builtin_exp2(static_cast<double>(scratch.shift[c]) - log2_sum)));
-      write(count, out, direct,
-            [&](std::int64_t k) { return S::load(e + k) * of_e - S::load(q + k) * of_q; });
+      // Nothing is read from memory meanwhile: the next row can come.
+      const std::int64_t bytes = element_bytes(p_.student_dtype);
+      const char* next = static_cast<const char*>(after_student(s, b)) + begin * bytes;
+      write(count, out, direct, [&](std::int64_t k) {
+        __builtin_prefetch(next + k * bytes, 0, kSecondLevel);
+        return S::load(e + k) * of_e - S::load(q + k) * of_q;
+      });
     }
     if (!direct) write_row(p_.student_dtype, scratch.output, count, place);
   }
