@@ -201,13 +201,17 @@ def test_a_broken_checkpoint_gives_one_line_with_its_name(content, message, tmp_
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent as a POSIX signal")
 def test_ctrl_c_leaves_a_checkpoint(tmp_path):
     arguments = ["fit", "simclr", *_TINY, "--trainer.max_epochs=500", "--model.size=32", "--out=run"]
-    process = subprocess.Popen(
-        [*_PROGRAM, *arguments, "--trainer.log_every_n_steps=1"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore Ctrl-C
+    try:
+        process = subprocess.Popen(
+            [*_PROGRAM, *arguments, "--trainer.log_every_n_steps=1"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     for line in process.stdout:
         if line.startswith("epoch 1/"):
             break

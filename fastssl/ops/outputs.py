@@ -31,9 +31,11 @@ def empty(like: Tensor) -> Tensor:
     if memory is None:
         memory = torch.empty(size, dtype=torch.uint8)
         kernels().prefer_huge_pages(memory.data_ptr(), size)
-    _keep(memory)
     # Not a view of `memory`: outputs that live at different times share no version counter.
-    return torch.empty(0, dtype=like.dtype).set_(memory.untyped_storage(), 0, like.shape)  # type: ignore[call-overload]
+    out = torch.empty(0, dtype=like.dtype)
+    out.set_(memory.untyped_storage(), 0, like.shape)  # type: ignore[call-overload]
+    _keep(memory)  # only now: before, it would look free to another thread
+    return out
 
 
 def release() -> int:
