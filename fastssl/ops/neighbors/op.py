@@ -25,7 +25,7 @@ def _check(q: Tensor, k: Tensor | None, *, count: int, exclude_self: bool, row_o
             checks.check_same(name, attribute, ("q", q), ("k", k))
         if q.shape[1] != k.shape[1]:
             raise ValueError(f"{name}: q and k must have the same D, got shapes {tuple(q.shape)} and {tuple(k.shape)}")
-    available = (q if k is None else k).shape[0] - exclude_self
+    available = (q if k is None else k).shape[0] - (1 if exclude_self else 0)
     if count < 1 or count > available:
         others = "the number of other rows" if exclude_self else "the number of columns"
         raise ValueError(f"{name}: count must be at least 1 and at most {others}, {available}, got {count}")
