@@ -16,7 +16,7 @@ from torch import Tensor
 import fastssl
 
 from .cases import Case, Expected, Family, Function, Provider, Work
-from .providers import backend_note, check_above_zero, compiled, forced
+from .providers import FORCED, check_above_zero, compiled, of_fastssl
 
 EPS = 1e-8
 BLOCK_ROWS = {"cpu": 512, "cuda": 8192}  # of the chunked form
@@ -142,13 +142,8 @@ def _matrices(count: float) -> Callable[[Case], float]:
     return lambda case: count * 4 * case.sizes["N"] ** 2
 
 
-_OPERATION = "nearest_neighbors"
-
 PROVIDERS = {
-    "fastssl": Provider(_fastssl, note=backend_note(_OPERATION)),
-    "fastssl-cpp": Provider(forced(_fastssl, "cpp", _OPERATION)),
-    "fastssl-triton": Provider(forced(_fastssl, "triton", _OPERATION)),
-    "fastssl-chunked": Provider(forced(_fastssl, "chunked", _OPERATION)),
+    **of_fastssl(_fastssl, "nearest_neighbors"),
     "eager": Provider(_plain(eager), bytes_needed=_matrices(1)),
     "compiled": Provider(compiled(_plain(eager)), compiles=True, bytes_needed=_matrices(1)),
     "chunked": Provider(_plain(chunked)),
@@ -168,5 +163,5 @@ FAMILY = Family(
     work=work,
     work_model="forward N^2 D FLOPs (half of the symmetric matrix of inner products), backward as good as none",
     providers=PROVIDERS,
-    optional=frozenset({"fastssl-cpp", "fastssl-triton", "fastssl-chunked"}),
+    optional=FORCED,
 )

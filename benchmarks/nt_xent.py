@@ -18,7 +18,7 @@ import fastssl
 
 from .cases import Case, Expected, Family, Function, Provider, Unavailable, Work, precision
 from .nt_xent_baselines import BLOCK_ROWS, chunked, eager, lean, symmetric
-from .providers import LOW_PRECISION, autocast, backend_note, check_above_zero, compiled, forced
+from .providers import FORCED, LOW_PRECISION, autocast, check_above_zero, compiled, of_fastssl
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -194,10 +194,7 @@ _FASTSSL = _with_temperature(fastssl.functional.nt_xent)
 _OPERATION = "pairwise_logsumexp"
 
 PROVIDERS = {
-    "fastssl": Provider(_FASTSSL, note=backend_note(_OPERATION)),
-    "fastssl-cpp": Provider(forced(_FASTSSL, "cpp", _OPERATION)),
-    "fastssl-triton": Provider(forced(_FASTSSL, "triton", _OPERATION)),
-    "fastssl-chunked": Provider(forced(_FASTSSL, "chunked", _OPERATION)),
+    **of_fastssl(_FASTSSL, _OPERATION),
     "eager": Provider(_with_temperature(eager), bytes_needed=_matrices(5)),
     "eager-lean": Provider(_with_temperature(lean), bytes_needed=_matrices(4)),
     "eager-autocast": Provider(autocast(_with_temperature(eager)), dtypes=LOW_PRECISION, bytes_needed=_matrices(5)),
@@ -228,5 +225,5 @@ FAMILY = Family(
     "again, and the gradient's product), 4 M^2 D on CUDA (all of it again). Who keeps its exponentials, as a small "
     "problem can, computes less and may pass 100%",
     providers=PROVIDERS,
-    optional=frozenset({"fastssl-cpp", "fastssl-triton", "fastssl-chunked"}),
+    optional=FORCED,
 )

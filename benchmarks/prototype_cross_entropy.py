@@ -22,7 +22,7 @@ from fastssl.ops.prototypes import composed
 
 from . import soft_target_baselines as losses
 from .cases import Case, Expected, Family, Function, Provider, Work
-from .providers import autocast, backend_note, check_above_zero, compiled, forced
+from .providers import FORCED, autocast, backend_note, check_above_zero, compiled, of_fastssl
 from .soft_target_baselines import CENTER_MOMENTUM, STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, next_center
 
 
@@ -270,10 +270,7 @@ _OPERATION = "prototype_cross_entropy"
 
 # In 16 bits everyone runs under autocast: features are 16 bits wide then, and parameters are not.
 PROVIDERS = {
-    "fastssl": Provider(autocast(_fused), note=_note, bytes_needed=_logit_tensors(0)),
-    "fastssl-cpp": Provider(forced(autocast(_fused), "cpp", _OPERATION)),
-    "fastssl-triton": Provider(forced(autocast(_fused), "triton", _OPERATION)),
-    "fastssl-chunked": Provider(forced(autocast(_fused), "chunked", _OPERATION)),
+    **of_fastssl(autocast(_fused), _OPERATION, note=_note, bytes_needed=_logit_tensors(0)),
     "fastssl-apart": Provider(autocast(_fastssl_apart), bytes_needed=_logit_tensors(1)),
     "eager": Provider(autocast(_apart(losses.eager)), bytes_needed=_logit_tensors(5)),
     "eager-collapsed": Provider(autocast(_apart(losses.collapsed)), bytes_needed=_logit_tensors(4)),
@@ -302,5 +299,5 @@ FAMILY = Family(
     work_model="forward 2 B (S + T) K D FLOPs, backward 4 B S K D (the fused form has its gradients in the forward "
     "pass already, and checkpointed computes the students' logits twice: compare forward + backward)",
     providers=PROVIDERS,
-    optional=frozenset({"fastssl-cpp", "fastssl-triton", "fastssl-chunked"}),
+    optional=FORCED,
 )

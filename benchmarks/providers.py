@@ -14,7 +14,7 @@ from torch import Tensor
 import fastssl
 from fastssl.ops import registry
 
-from .cases import Case, Function, Unavailable
+from .cases import Case, Function, Provider, Unavailable
 
 Builder = Callable[[Case], Function]
 
@@ -60,6 +60,19 @@ def forced(build: Builder, backend: str, operation: str) -> Builder:
         return with_backend
 
     return build_forced
+
+
+BACKENDS = ("cpp", "triton", "chunked")
+FORCED = frozenset(f"fastssl-{backend}" for backend in BACKENDS)  # they run when they are named
+
+
+def of_fastssl(build: Builder, operation: str, **fields: Any) -> dict[str, Provider]:
+    """fastssl as it chooses its backend for an operation, and with each backend forced; ``fields`` of all of them."""
+    note = fields.pop("note", backend_note(operation))
+    return {
+        "fastssl": Provider(build, note=note, **fields),
+        **{f"fastssl-{backend}": Provider(forced(build, backend, operation), **fields) for backend in BACKENDS},
+    }
 
 
 def backend_note(operation: str) -> Callable[[Case], str]:

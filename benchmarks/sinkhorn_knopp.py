@@ -17,7 +17,7 @@ from torch import Tensor
 import fastssl
 
 from .cases import Case, Expected, Family, Function, Provider, Work
-from .providers import backend_note, check_above_zero, compiled, forced
+from .providers import FORCED, check_above_zero, compiled, of_fastssl
 
 ITERATIONS = 3
 
@@ -135,13 +135,8 @@ def _matrices(count: float) -> Callable[[Case], float]:
     return lambda case: count * 4 * case.sizes["B"] * case.sizes["K"]
 
 
-_OPERATION = "potential_logsumexp"
-
 PROVIDERS = {
-    "fastssl": Provider(_fastssl, note=backend_note(_OPERATION), finish=_assignments),
-    "fastssl-cpp": Provider(forced(_fastssl, "cpp", _OPERATION), finish=_assignments),
-    "fastssl-triton": Provider(forced(_fastssl, "triton", _OPERATION), finish=_assignments),
-    "fastssl-chunked": Provider(forced(_fastssl, "chunked", _OPERATION), finish=_assignments),
+    **of_fastssl(_fastssl, "potential_logsumexp", finish=_assignments),
     "eager": Provider(_loop, bytes_needed=_matrices(2)),
     "eager-log": Provider(_log_domain, bytes_needed=_matrices(4)),
     "compiled": Provider(compiled(_loop), compiles=True, bytes_needed=_matrices(2)),
@@ -163,6 +158,6 @@ FAMILY = Family(
     work_model=f"which is memory's bandwidth: the logits read {ITERATIONS + 1} times for {ITERATIONS} iterations, at "
     "the rate of the best copy; two exponentials per number and iteration are not counted. fastssl returns potentials",
     providers=PROVIDERS,
-    optional=frozenset({"fastssl-cpp", "fastssl-triton", "fastssl-chunked"}),
+    optional=FORCED,
     passes=("forward",),
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 import fastssl
 
 from .cases import Case, Expected, Family, Function, Provider, Work
-from .providers import autocast, backend_note, check_above_zero, compiled, forced
+from .providers import FORCED, autocast, check_above_zero, compiled, of_fastssl
 from .soft_target_baselines import (
     CENTER_MOMENTUM,
     STUDENT_TEMPERATURE,
@@ -222,11 +222,8 @@ def _views(per_student: float, per_pair: float = 0.0) -> Callable[[Case], float]
 _OPERATION = "soft_target_cross_entropy"
 
 PROVIDERS = {
-    "fastssl": Provider(_plain(_fastssl), note=backend_note(_OPERATION), bytes_needed=_views(1)),
+    **of_fastssl(_plain(_fastssl), _OPERATION, bytes_needed=_views(1)),
     "fastssl-inplace": Provider(_plain(partial(_fastssl, inplace=True)), overwrites_inputs=True),
-    "fastssl-cpp": Provider(forced(_plain(_fastssl), "cpp", _OPERATION)),
-    "fastssl-triton": Provider(forced(_plain(_fastssl), "triton", _OPERATION)),
-    "fastssl-chunked": Provider(forced(_plain(_fastssl), "chunked", _OPERATION)),
     # In 16 bits it is published, and trained, under autocast.
     "eager": Provider(autocast(_plain(eager)), bytes_needed=_views(3, 2)),
     "eager-lean": Provider(_plain(lean), bytes_needed=_views(4)),
@@ -261,7 +258,5 @@ FAMILY = Family(
     "at the rate of the best copy (on CUDA rows are read once in each direction). fastssl-inplace is held against the "
     "rate of an operation in place",
     providers=PROVIDERS,
-    optional=frozenset(
-        {"fastssl-inplace", "fastssl-cpp", "fastssl-triton", "fastssl-chunked", "eager-lean", "compiled-lean"}
-    ),
+    optional=FORCED | {"fastssl-inplace", "eager-lean", "compiled-lean"},
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..losses import NegativeCosineSimilarity
-from ..losses.arguments import check_count, check_views, default_group, linear_warmup
+from ..losses.arguments import check_views, default_group, linear_warmup
 from ..losses.center import Center
 from ..ops import checks
 from .targets import TeacherProbabilities, as_logits
@@ -54,7 +54,7 @@ class SinkhornKnopp(nn.Module):
 
     def __init__(self, num_iters: int = 3, epsilon: float = 0.05, world_size: int = 1) -> None:
         super().__init__()
-        self.num_iters = check_count("SinkhornKnopp", "num_iters", num_iters, minimum=1)
+        self.num_iters = checks.check_count("SinkhornKnopp", "num_iters", num_iters, minimum=1)
         self.epsilon = checks.check_positive_number("SinkhornKnopp", "epsilon", epsilon)
 
     @torch.no_grad()
@@ -107,9 +107,9 @@ class DINOLoss(Center):
         super().__init__("DINOLoss", (1, num_prototypes), center_momentum)
         self.epoch = 0
         self.student_temp = checks.check_positive_number("DINOLoss", "student_temp", student_temp)
-        self.num_large_crops = check_count("DINOLoss", "num_large_crops", num_large_crops, minimum=2)
+        self.num_large_crops = checks.check_count("DINOLoss", "num_large_crops", num_large_crops, minimum=2)
         warmup = linear_warmup("DINOLoss", warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs)
-        check_count("DINOLoss", "num_epochs", num_epochs, minimum=len(warmup))
+        checks.check_count("DINOLoss", "num_epochs", num_epochs, minimum=len(warmup))
         self.teacher_temp_schedule = (*warmup, *[float(teacher_temp)] * (num_epochs - len(warmup)))
 
     def forward(self, student_output: Tensor, teacher_output: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class DINOLoss(Center):
         Raises:
             TypeError, ValueError: naming the argument, what it was and what it must be.
         """
-        check_count("DINOLoss", "epoch", self.epoch, minimum=0)
+        checks.check_count("DINOLoss", "epoch", self.epoch, minimum=0)
         if self.epoch >= len(self.teacher_temp_schedule):
             raise ValueError(
                 f"DINOLoss: epoch must be below num_epochs, {len(self.teacher_temp_schedule)}, got {self.epoch}"

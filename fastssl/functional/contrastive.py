@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
+from ..ops.precision import widened
+from .precision import autocast
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -57,7 +59,7 @@ def nt_xent(
     checks.check_tensor(name, "z1", z1, ndim=2, layout="[N, D]")
     for attribute in ("shape", "device"):
         checks.check_same(name, attribute, ("z0", z0), ("z1", z1))
-    z0, z1 = _autocast(z0), _autocast(z1)
+    z0, z1 = autocast(z0), autocast(z1)
     checks.check_same(name, "dtype", ("z0", z0), ("z1", z1))
     checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
     scale, logit_scale = _inverse_temperature(name, temperature, z0)
@@ -155,8 +157,8 @@ def pairwise_logsumexp(
         )
     if k is not None:
         checks.check_tensor(name, "k", k, ndim=2, layout="[N, D]")
-        k = _autocast(k)
-    q = _autocast(q)
+        k = autocast(k)
+    q = autocast(q)
     if logit_scale is not None:
         logit_scale = checks.check_scalar_tensor(name, "logit_scale", logit_scale, device=q.device)
     scale = checks.check_positive_number(name, "scale", scale)
@@ -171,17 +173,8 @@ def pairwise_logsumexp(
     )  # fmt: skip
 
 
-def _autocast(x: Tensor) -> Tensor:
-    """As ``torch.library.register_autocast`` would, which takes one fixed dtype instead of the user's."""
-    device = x.device.type
-    if x.dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):  # meta knows no autocast
-        return x.to(torch.get_autocast_dtype(device))
-    return x
-
-
 def _inverse_temperature(function: str, temperature: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
     if isinstance(temperature, Tensor):
         tensor = checks.check_scalar_tensor(function, "temperature", temperature, device=like.device)
-        wide = tensor if tensor.dtype == torch.float64 else tensor.float()  # 1 / 0.07 in bfloat16 is off by 0.4 %
-        return 1.0, wide.reciprocal()
+        return 1.0, widened(tensor).reciprocal()  # 1 / 0.07 in bfloat16 is off by 0.4 %
     return checks.check_temperature(function, "temperature", temperature), None

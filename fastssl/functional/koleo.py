@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
+from ..ops.precision import widened
 from .precision import without_autocast
 
 
@@ -56,8 +57,7 @@ def koleo(
     eps = checks.check_positive_number(name, "eps", eps)
     checks.check_group(name, group)
     ranks = 1 if group is None else group.size()
-    if isinstance(top_k, bool) or not isinstance(top_k, int):
-        raise TypeError(f"{name}: top_k must be an int, got {type(top_k).__name__}")
+    checks.check_int(name, "top_k", top_k)
     others = x.shape[0] * ranks - 1
     if not 1 <= top_k <= others:
         raise ValueError(
@@ -67,7 +67,7 @@ def koleo(
         distributed.check_same_shape(name, "x", x, group)
 
     with without_autocast(x):
-        rows = F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1, eps=eps)
+        rows = F.normalize(widened(x), dim=1, eps=eps)
         if group is None or ranks == 1:
             nearest = _nearest(rows, None, top_k, 0)
             return _terms(rows, _pick(rows, nearest), p, eps).mean()

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from .. import backends, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
-from ..ops.prototypes.op import accumulator
-from .contrastive import _autocast
-from .precision import without_autocast
+from ..ops.precision import accumulator
+from .precision import autocast, without_autocast
 from .soft_target import Views, _stacks
 
 
@@ -141,4 +140,4 @@ def _features(function: str, name: str, views: Views) -> Tensor:
                 f"{function}: every view of {name} must have the same B and D, got {tuple(stacks[0].shape[1:])} and "
                 f"{tuple(stack.shape[1:])}"
             )
-    return _autocast(stacks[0] if len(stacks) == 1 else torch.cat(stacks))
+    return autocast(stacks[0] if len(stacks) == 1 else torch.cat(stacks))

@@ -49,10 +49,7 @@ def sinkhorn_knopp(
     else:
         checks.check_tensor(name, "logits", logits, ndim=3, layout="[B, K] or [T, B, K]")
     scale = checks.check_temperature(name, "temperature", temperature)
-    if isinstance(iterations, bool) or not isinstance(iterations, int):
-        raise TypeError(f"{name}: iterations must be an int, got {type(iterations).__name__}")
-    if iterations < 1:
-        raise ValueError(f"{name}: iterations must be at least 1, got {iterations}")
+    checks.check_count(name, "iterations", iterations, minimum=1)
     checks.check_group(name, group)
     shared = group if group is not None and group.size() > 1 else None
     if logits.ndim == 2:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import backends, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks, registry
+from ..ops.precision import accumulator
 from ..ops.soft_target.op import is_last_backward, scaled
 
 Views = Tensor | Sequence[Tensor]
@@ -101,7 +102,6 @@ def soft_target_cross_entropy(
             f"{name}: with skip_same_view, student and teacher must have at least one pair of different views, "
             f"got {views} and {of_teacher} views"
         )
-    accumulator = torch.float64 if students[0].dtype == torch.float64 else torch.float32
     constants = []
     for constant_name, constant in (
         ("column_potential", column_potential),
@@ -110,7 +110,7 @@ def soft_target_cross_entropy(
     ):
         if constant is not None:
             checks.check_number_tensor(name, constant_name, constant)
-            constant = constant.detach().to(accumulator)
+            constant = constant.detach().to(accumulator(students[0]))
         constants.append(constant)
     arguments = {
         "student_scale": checks.check_temperature(name, "student_temperature", student_temperature),
@@ -211,8 +211,7 @@ def masked_soft_target_cross_entropy(
             f"{name}: student must have the mask's tokens, [{mask.shape[0]}, {mask.shape[1]}, K], "
             f"got {tuple(student.shape)}"
         )
-    accumulator = torch.float64 if student.dtype == torch.float64 else torch.float32
-    share = mask.sum(1, dtype=accumulator).clamp(min=1).reciprocal()  # [B]
+    share = mask.sum(1, dtype=accumulator(student)).clamp(min=1).reciprocal()  # [B]
     if gathered:
         weight = _weights_of_gathered(name, mask, share, student.shape[0])
     else:

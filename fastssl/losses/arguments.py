@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,36 +46,6 @@ def check_same_batch(function: str, first: tuple[str, Tensor], second: tuple[str
         checks.check_same(function, attribute, first, second)
 
 
-def check_count(function: str, name: str, value: Any, *, minimum: int) -> int:
-    """An int of at least ``minimum``.
-
-    Raises:
-        TypeError: when it is no int.
-        ValueError: when it is below.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
-    if value < minimum:
-        raise ValueError(f"{function}: {name} must be at least {minimum}, got {value}")
-    return value
-
-
-def check_range(function: str, name: str, value: Any, *, maximum: float = math.inf) -> float:
-    """A finite number from 0 to ``maximum``, as a float.
-
-    Raises:
-        TypeError: when it is no number.
-        ValueError: when it is outside.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
-    number = float(value)
-    if not (0 <= number <= maximum and number < math.inf):
-        wanted = "finite and at least 0" if maximum == math.inf else f"from 0 to {maximum}"
-        raise ValueError(f"{function}: {name} must be {wanted}, got {value}")
-    return number
-
-
 def check_gather(function: str, name: str, gather: bool) -> bool:
     """A wish to gather over processes, in a torch that can.
 
@@ -102,5 +70,5 @@ def linear_warmup(function: str, start: Any, end: Any, epochs: Any) -> Sequence[
     """
     start = checks.check_positive_number(function, "warmup_teacher_temp", start)
     end = checks.check_positive_number(function, "teacher_temp", end)
-    steps = check_count(function, "warmup_teacher_temp_epochs", epochs, minimum=0)
+    steps = checks.check_count(function, "warmup_teacher_temp_epochs", epochs, minimum=0)
     return tuple(start + (end - start) * step / max(steps - 1, 1) for step in range(steps))

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from .arguments import check_count, check_range, default_group
+from ..ops import checks
+from ..ops.precision import accumulator
+from .arguments import default_group
 
 
 class Center(nn.Module):
@@ -31,9 +33,9 @@ class Center(nn.Module):
 
     def __init__(self, loss: str, shape: Sequence[int], momentum: float = 0.9) -> None:
         super().__init__()
-        check_count(loss, "the number of prototypes", shape[-1], minimum=1)
+        checks.check_count(loss, "the number of prototypes", shape[-1], minimum=1)
         self._loss = loss
-        self.center_momentum = check_range(loss, "center_momentum", momentum, maximum=1)
+        self.center_momentum = checks.check_range(loss, "center_momentum", momentum, maximum=1)
         self.register_buffer("center", torch.zeros(*shape))
 
     def column_potential(self, temperature: float, dtype: torch.dtype) -> Tensor:
@@ -65,7 +67,7 @@ class Center(nn.Module):
     def update_center(self, teacher_out: Tensor) -> None:
         """Move the centre towards the mean of all rows of ``teacher_out``, [..., K]."""
         rows = teacher_out.detach().reshape(-1, teacher_out.shape[-1])
-        self.move(rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)), rows.shape[0])
+        self.move(rows.sum(0, dtype=accumulator(rows)), rows.shape[0])
 
     def check_prototypes(self, name: str, logits: Tensor) -> None:
         """Logits with as many columns as the centre has.

@@ -7,15 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import checks
+from ..ops.precision import widened
 
 
-def widened(x: Tensor, dim: int) -> Tensor:
+def vectors(x: Tensor, dim: int) -> Tensor:
     """x in float32 (float64 for float64), where squares of 16-bit numbers do not overflow; zeros get no gradient.
 
     The direction of a vector of zeros is not defined, and what a formula with a small number in place of the length
     gives as its derivative, one over that number, would drown all other gradients (and is infinite in float16).
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = widened(x)
     return torch.where((x == 0).all(dim, keepdim=True), x.detach(), x)
 
 
@@ -40,9 +41,7 @@ class NegativeCosineSimilarity(nn.Module):
 
     def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
         super().__init__()
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            raise TypeError(f"NegativeCosineSimilarity: dim must be an int, got {type(dim).__name__}")
-        self.dim = dim
+        self.dim = checks.check_int("NegativeCosineSimilarity", "dim", dim)
         self.eps = checks.check_positive_number("NegativeCosineSimilarity", "eps", eps)
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
@@ -67,7 +66,7 @@ class NegativeCosineSimilarity(nn.Module):
                 raise ValueError(f"{name}: {argument} must have dimension {self.dim}, got shape {tuple(x.shape)}")
         if x0.ndim != x1.ndim or any(a != b and 1 not in (a, b) for a, b in zip(x0.shape, x1.shape, strict=True)):
             raise ValueError(f"{name}: x0 and x1 must have the same shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
-        return -F.cosine_similarity(widened(x0, self.dim), widened(x1, self.dim), self.dim, self.eps).mean()
+        return -F.cosine_similarity(vectors(x0, self.dim), vectors(x1, self.dim), self.dim, self.eps).mean()
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, eps={self.eps}"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import functional
 from ..ops import checks
-from .arguments import check_count, check_same_batch, check_views, linear_warmup
+from .arguments import check_same_batch, check_views, linear_warmup
 from .center import Center
 
 
@@ -108,5 +108,5 @@ class DINOLoss(Center):
     def _scheduled(self, epoch: int | None) -> float:
         if epoch is None:
             return self.teacher_temp
-        check_count("DINOLoss", "epoch", epoch, minimum=0)
+        checks.check_count("DINOLoss", "epoch", epoch, minimum=0)
         return self.teacher_temp_schedule[epoch] if epoch < self.warmup_teacher_temp_epochs else self.teacher_temp

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .. import functional
 from ..ops import checks
+from ..ops.precision import accumulator
 from .center import Center
 
 
@@ -80,9 +80,9 @@ class IBOTPatchLoss(nn.Module):
         for name, logits in (("teacher_out", teacher_out), ("student_out", student_out)):
             checks.check_number_tensor("IBOTPatchLoss", name, logits)
             self.center.check_prototypes(name, logits)
-        accumulator = torch.promote_types(student_out.dtype, torch.float32)
         if student_out.shape[0] == teacher_out.shape[0] == 0:  # nothing is masked here, but perhaps on other ranks
-            loss, column_sum = student_out.sum(dtype=accumulator), self.center.center.new_zeros(student_out.shape[-1])
+            loss = student_out.sum(dtype=accumulator(student_out))
+            column_sum = self.center.center.new_zeros(student_out.shape[-1])
         else:
             loss, column_sum = functional.masked_soft_target_cross_entropy(
                 student_out,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..ops import checks
-from .arguments import check_count, check_gather, default_group
+from .arguments import check_gather, default_group
 
 
 class KoLeoLoss(nn.Module):
@@ -37,7 +37,7 @@ class KoLeoLoss(nn.Module):
         super().__init__()
         self.p = checks.check_positive_number("KoLeoLoss", "p", p)
         self.eps = checks.check_positive_number("KoLeoLoss", "eps", eps)
-        self.top_k = check_count("KoLeoLoss", "top_k", top_k, minimum=1)
+        self.top_k = checks.check_count("KoLeoLoss", "top_k", top_k, minimum=1)
         self.gather_distributed = check_gather("KoLeoLoss", "gather_distributed", gather_distributed)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from .. import distributed, functional
 from ..ops import checks
-from .arguments import check_count, check_gather, check_range, default_group
-from .cosine import widened
+from ..ops.precision import accumulator
+from .arguments import check_gather, default_group
+from .cosine import vectors
 
 
 class MSNLoss(nn.Module):
@@ -50,8 +51,8 @@ class MSNLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = checks.check_positive_number("MSNLoss", "temperature", temperature)
-        self.sinkhorn_iterations = check_count("MSNLoss", "sinkhorn_iterations", sinkhorn_iterations, minimum=0)
-        self.regularization_weight = check_range("MSNLoss", "regularization_weight", regularization_weight)
+        self.sinkhorn_iterations = checks.check_count("MSNLoss", "sinkhorn_iterations", sinkhorn_iterations, minimum=0)
+        self.regularization_weight = checks.check_range("MSNLoss", "regularization_weight", regularization_weight)
         self.gather_distributed = check_gather("MSNLoss", "gather_distributed", gather_distributed)
 
     def forward(
@@ -96,7 +97,7 @@ class MSNLoss(nn.Module):
         with torch.no_grad():
             # Sharpening, probabilities ** (1 / T) divided by their sum, is a lower temperature. Sinkhorn-Knopp starts
             # from its result: rows that sum to 1.
-            cosine = (_unit_rows(targets).to(dtype) @ prototypes.T).to(_accumulator(anchors))
+            cosine = (_unit_rows(targets).to(dtype) @ prototypes.T).to(accumulator(anchors))
             target = torch.log_softmax(cosine / (self.temperature * sharpen), dim=1)  # [B, K]
             column_potential = None
             if self.sinkhorn_iterations > 0:
@@ -117,7 +118,7 @@ class MSNLoss(nn.Module):
 
     def _regularizer(self, similarity: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         """log K minus the entropy of the mean assignment."""
-        mean = torch.softmax(similarity.to(_accumulator(similarity)) / self.temperature, dim=1).mean(0)
+        mean = torch.softmax(similarity.to(accumulator(similarity)) / self.temperature, dim=1).mean(0)
         if group is not None and group.size() > 1:
             # The mean over ranks, with this rank's share as it is for the gradient: DDP divides by their number.
             mean = mean + (distributed.sum_over_ranks(mean.detach(), group.group_name) / group.size() - mean.detach())
@@ -132,9 +133,5 @@ class MSNLoss(nn.Module):
         )
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _unit_rows(x: Tensor) -> Tensor:
-    return F.normalize(widened(x, 1), dim=1)
+    return F.normalize(vectors(x, 1), dim=1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import functional
 from ..ops import checks
+from .arguments import check_gather, default_group
 
 
 class NTXentLoss(nn.Module):
@@ -45,10 +45,8 @@ class NTXentLoss(nn.Module):
             raise NotImplementedError(
                 f"NTXentLoss: memory_bank_size={memory_bank_size} is not supported yet, it must be 0 (no memory bank)"
             )
-        if gather_distributed and not dist.is_available():
-            raise ValueError("NTXentLoss: gather_distributed=True needs a torch with distributed support")
         self.temperature = checks.check_positive_number("NTXentLoss", "temperature", temperature)
-        self.gather_distributed = gather_distributed
+        self.gather_distributed = check_gather("NTXentLoss", "gather_distributed", gather_distributed)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Mean loss over both views' rows.
@@ -60,7 +58,7 @@ class NTXentLoss(nn.Module):
         Returns:
             The loss, [], float32 (float64 for float64 input).
         """
-        group = dist.group.WORLD if self.gather_distributed and dist.is_initialized() else None
+        group = default_group(self.gather_distributed)
         return functional.nt_xent(out0, out1, self.temperature, group=group)
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..ops import checks
-from .arguments import check_count, check_gather, check_same_batch, check_views, default_group
+from .arguments import check_gather, check_same_batch, check_views, default_group
 
 
 class SwaVLoss(nn.Module):
@@ -45,7 +45,7 @@ class SwaVLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = checks.check_positive_number("SwaVLoss", "temperature", temperature)
-        self.sinkhorn_iterations = check_count("SwaVLoss", "sinkhorn_iterations", sinkhorn_iterations, minimum=1)
+        self.sinkhorn_iterations = checks.check_count("SwaVLoss", "sinkhorn_iterations", sinkhorn_iterations, minimum=1)
         self.sinkhorn_epsilon = checks.check_positive_number("SwaVLoss", "sinkhorn_epsilon", sinkhorn_epsilon)
         self.sinkhorn_gather_distributed = check_gather(
             "SwaVLoss", "sinkhorn_gather_distributed", sinkhorn_gather_distributed

@@ -78,6 +78,45 @@ def check_temperature(function: str, name: str, value: Any) -> float:
     return check_positive_number(function, f"1 / {name}", inverse)
 
 
+def check_int(function: str, name: str, value: Any) -> int:
+    """An int.
+
+    Raises:
+        TypeError: when it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+    return value
+
+
+def check_count(function: str, name: str, value: Any, *, minimum: int) -> int:
+    """An int of at least ``minimum``.
+
+    Raises:
+        TypeError: when it is no int.
+        ValueError: when it is below.
+    """
+    if check_int(function, name, value) < minimum:
+        raise ValueError(f"{function}: {name} must be at least {minimum}, got {value}")
+    return value
+
+
+def check_range(function: str, name: str, value: Any, *, maximum: float = math.inf) -> float:
+    """A finite number from 0 to ``maximum``, as a float.
+
+    Raises:
+        TypeError: when it is no number.
+        ValueError: when it is outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+    number = float(value)
+    if not (0 <= number <= maximum and number < math.inf):
+        wanted = "finite and at least 0" if maximum == math.inf else f"from 0 to {maximum}"
+        raise ValueError(f"{function}: {name} must be {wanted}, got {value}")
+    return number
+
+
 def check_number_tensor(function: str, name: str, value: Any) -> None:
     """A dense tensor of a floating dtype.
 

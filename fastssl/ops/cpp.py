@@ -33,11 +33,6 @@ def kernels() -> ModuleType:
     return module
 
 
-def accumulator(tensor: Tensor) -> torch.dtype:
-    """The dtype of sums, logits and losses."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def address(tensor: Tensor | None) -> int:
     """Where a tensor's numbers lie; 0 for None. The tensor must outlive the number."""
     return 0 if tensor is None else tensor.data_ptr()

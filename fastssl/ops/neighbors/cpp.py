@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cpp import DTYPES, address, kernels, unsupported_reason
+from ..cpp import DTYPES, address, allow_bfloat16_product, kernels, unsupported_reason
 from ..layout import unit_stride
 
 __all__ = ["nearest_neighbors", "unsupported_reason"]
@@ -40,8 +40,7 @@ def nearest_neighbors(
         exclude_self=exclude_self,
         row_offset=row_offset,
         threads=torch.get_num_threads(),
-        # As for PyTorch's own float32 products: "medium" permits them in bfloat16.
-        allow_bfloat16_product=torch.get_float32_matmul_precision() == "medium",
+        allow_bfloat16_product=allow_bfloat16_product(),
         columns=out.data_ptr(),
     )
     return out

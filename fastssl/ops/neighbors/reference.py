@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..precision import widened
+
 
 def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
     return None
@@ -34,5 +36,5 @@ def nearest_neighbors(
 
 def operands(q: Tensor, k: Tensor | None) -> tuple[Tensor, Tensor]:
     """Rows and columns in the dtype in which products are added up: rounded to 16 bits, many would be equal."""
-    rows = q if q.dtype == torch.float64 else q.float()
+    rows = widened(q)
     return rows, rows if k is None else k.to(rows.dtype)

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..precision import accumulator, widened
 from . import composed
 from .reference import through_normalize, unit_rows
 
@@ -100,7 +101,7 @@ def _blocks(
     for start in range(0, m, size):
         stop = min(start + size, m)
         product = q[start:stop] @ k.T
-        logits = (product if product.dtype == torch.float64 else product.float()).mul_(s)
+        logits = widened(product).mul_(s)
         row = (row_offset + row_step * torch.arange(start, stop, device=q.device))[:, None]
         self_pair = _OneColumn.of(row - col_offset, n) if exclude_self else None
         match: _OneColumn | Tensor | None = None
@@ -134,8 +135,7 @@ def pairwise_logsumexp(
     """See ``reference.pairwise_logsumexp``."""
     rows, columns = _operands(q, k, normalize)
     s = scale if logit_scale is None else scale * logit_scale
-    accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32
-    row_lse, positive = (q.new_empty(q.shape[0], dtype=accumulator) for _ in range(2))
+    row_lse, positive = (q.new_empty(q.shape[0], dtype=accumulator(q)) for _ in range(2))
     for block in _blocks(
         rows, columns, s, positives, row_key, col_key, exclude_self, row_offset, col_offset, row_step=1
     ):
@@ -173,9 +173,8 @@ def pairwise_logsumexp_grad(
         col_lse, col_weight, col_positive_weight = row_lse, row_weight, row_positive_weight
     rows, columns = _operands(q, k, normalize)
     s = scale if logit_scale is None else scale * logit_scale
-    accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-    radial = q.new_empty(q.shape[0], dtype=accumulator)  # <row, its gradient>: their sum is the scale's gradient
+    radial = q.new_empty(q.shape[0], dtype=accumulator(q))  # <row, its gradient>: their sum is the scale's gradient
     for block in _blocks(rows, columns, s, positives, row_key, col_key, exclude_self, row_offset, col_offset, row_step):
         here = slice(block.start, block.stop)
         g = torch.zeros_like(block.logits)  # dL/d logits, [m, N]
@@ -185,7 +184,7 @@ def pairwise_logsumexp_grad(
             g += (block.logits - col_lse[None, :]).exp_().mul_(col_weight[None, :])
         block.leave_out(g, 0.0, exclude_positives=exclude_positives)
         block.add_at_positives(g, row_positive_weight, col_positive_weight)
-        d_cosine = (g.to(columns.dtype) @ columns).to(accumulator)
+        d_cosine = (g.to(columns.dtype) @ columns).to(accumulator(q))
         radial[here] = (d_cosine * rows[here]).sum(1)
         dq[here] = through_normalize(d_cosine.mul_(s), q[here], normalize).to(q.dtype)
     return dq, radial.sum()

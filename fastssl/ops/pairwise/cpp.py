@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cpp import DTYPES, accumulator, address, allow_bfloat16_product, kernels, unsupported_reason
+from ..cpp import DTYPES, address, allow_bfloat16_product, kernels, unsupported_reason
 from ..layout import contiguous, unit_stride
+from ..precision import accumulator
 
 __all__ = ["nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "unsupported_reason"]
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ... import distributed
 from .. import checks
+from ..precision import accumulator
 from ..registry import define, define_gradient, forbid_gradient
 
 POSITIVES = ("none", "diagonal", "pair", "key")
@@ -28,10 +29,6 @@ _RULES = (
     "float scale, bool normalize, str positives, bool exclude_self, bool exclude_positives, "
     "SymInt row_offset, SymInt col_offset"
 )
-
-
-def _accumulator(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 def _check(
@@ -73,20 +70,20 @@ def _check_grad(
         for name, vector in vectors.items():
             if vector is None:
                 continue
-            if vector.shape != (length,) or vector.dtype != _accumulator(q) or vector.device != q.device:
+            if vector.shape != (length,) or vector.dtype != accumulator(q) or vector.device != q.device:
                 raise ValueError(
-                    f"pairwise_logsumexp_grad: {name} must be {_accumulator(q)} of shape ({length},) on {q.device}, "
+                    f"pairwise_logsumexp_grad: {name} must be {accumulator(q)} of shape ({length},) on {q.device}, "
                     f"got {vector.dtype} of shape {tuple(vector.shape)} on {vector.device}"
                 )
 
 
 def _fake(q: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
-    row_lse = q.new_empty(q.shape[0], dtype=_accumulator(q))
+    row_lse = q.new_empty(q.shape[0], dtype=accumulator(q))
     return row_lse, torch.empty_like(row_lse)
 
 
 def _fake_grad(q: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty((), dtype=_accumulator(q))
+    return q.new_empty(q.shape), q.new_empty((), dtype=accumulator(q))
 
 
 # `shared_by`: name of a process group whose ranks' rows, in rank order, are the columns; empty for one process.
@@ -189,7 +186,7 @@ def _check_nt_xent(z0: Tensor, z1: Tensor, *, gradient: bool, **rules: Any) -> N
 
 
 def _fake_nt_xent(z0: Tensor, z1: Tensor, *, gradient: bool, **rules: Any) -> tuple[Tensor, ...]:
-    loss = z0.new_empty((), dtype=_accumulator(z0))
+    loss = z0.new_empty((), dtype=accumulator(z0))
     shape = z0.shape if gradient else (0,)
     return loss, z0.new_empty(shape), z0.new_empty(shape), torch.empty_like(loss)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..precision import widened
 from . import composed
 
 
@@ -37,7 +38,7 @@ def pairwise_logsumexp(
     """Log-sum [M] and sum of the positive logits [M] of every row."""
     k = q if k is None else k
     rows, columns = unit_rows(q, normalize), unit_rows(k, normalize)
-    logits = _accumulate(rows @ columns.T) * _full_scale(scale, logit_scale)  # [M, N]
+    logits = widened(rows @ columns.T) * _full_scale(scale, logit_scale)  # [M, N]
     matched, excluded = _rules(q, k, positives, row_key, col_key, exclude_self, row_offset, col_offset, row_step=1)
     left_out = excluded | matched if exclude_positives else excluded
     row_lse = logits.masked_fill(left_out, -torch.inf).logsumexp(1)
@@ -74,7 +75,7 @@ def pairwise_logsumexp_grad(
             col_lse, col_weight, col_positive_weight = row_lse, row_weight, row_positive_weight
     s = _full_scale(scale, logit_scale)
     rows, columns = unit_rows(q, normalize), unit_rows(k, normalize)
-    cosine = _accumulate(rows @ columns.T)  # [M, N]
+    cosine = widened(rows @ columns.T)  # [M, N]
     logits = s * cosine
     matched, excluded = _rules(q, k, positives, row_key, col_key, exclude_self, row_offset, col_offset, row_step)
     left_out = excluded | matched if exclude_positives else excluded
@@ -87,7 +88,7 @@ def pairwise_logsumexp_grad(
         g += matched * row_positive_weight[:, None]
     if col_positive_weight is not None:
         g += matched * col_positive_weight[None, :]
-    d_rows = s * _accumulate(g.to(columns.dtype) @ columns)
+    d_rows = s * widened(g.to(columns.dtype) @ columns)
     dq = through_normalize(d_rows, q, normalize)
     return dq.to(q.dtype), (g * cosine).sum()
 
@@ -97,7 +98,7 @@ nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 def unit_rows(x: Tensor, normalize: bool) -> Tensor:
     """Rows of length 1 in x's dtype, rounded once: in float16 itself a row of zeros would become NaN."""
-    return F.normalize(_accumulate(x), dim=1).to(x.dtype) if normalize else x
+    return F.normalize(widened(x), dim=1).to(x.dtype) if normalize else x
 
 
 def through_normalize(d_rows: Tensor, q: Tensor, normalize: bool) -> Tensor:
@@ -109,11 +110,6 @@ def through_normalize(d_rows: Tensor, q: Tensor, normalize: bool) -> Tensor:
     unit = wide / norm.clamp_min(1e-12)
     radial = torch.where(norm > 1e-12, (d_rows * unit).sum(1, keepdim=True), 0.0)
     return (d_rows - radial * unit) / norm.clamp_min(1e-12)
-
-
-def _accumulate(values: Tensor) -> Tensor:
-    """Logits and norms are float32 whatever the inputs are, float64 for float64."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _full_scale(scale: float, logit_scale: Tensor | None) -> float | Tensor:

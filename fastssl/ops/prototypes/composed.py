@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .op import accumulator, product_dtype
+from ..precision import accumulator
+from .op import product_dtype
 
 # What the logits of a chunk may take when the caller does not say. Fewer images and the products' other operand, all
 # prototypes, is read too often.

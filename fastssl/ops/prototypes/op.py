@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..precision import accumulator
 from ..registry import define, define_gradient
 from ..soft_target.op import scaled
 
@@ -26,11 +27,6 @@ _NAME = "prototype_cross_entropy"
 def product_dtype(features: Tensor) -> torch.dtype:
     """The dtype of the logits and of their gradient: float16 has no room for the latter, about 1e-7."""
     return torch.float32 if features.dtype == torch.float16 else features.dtype
-
-
-def accumulator(features: Tensor) -> torch.dtype:
-    """The dtype of sums: of the loss, the column sums and the gradient of the prototypes."""
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
 def _check(

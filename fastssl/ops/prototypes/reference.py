@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..precision import accumulator
 from ..soft_target import reference as losses
-from .op import accumulator, product_dtype
+from .op import product_dtype
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:

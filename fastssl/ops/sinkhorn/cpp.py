@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cpp import DTYPES, accumulator, address, kernels, unsupported_reason
+from ..cpp import DTYPES, address, kernels, unsupported_reason
 from ..layout import contiguous, unit_stride
+from ..precision import accumulator
 
 __all__ = ["potential_logsumexp", "unsupported_reason"]
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import checks
+from ..precision import accumulator
 from ..registry import define, forbid_gradient
 
 _NAME = "potential_logsumexp"
@@ -22,7 +22,7 @@ def _check(logits: Tensor, potential: Tensor | None, *, dim: int, **rules: Any) 
         raise ValueError(f"{_NAME}: dim must be 0 or 1, got {dim}")
     if potential is None:
         return
-    wanted, length = _accumulator(logits), logits.shape[dim]
+    wanted, length = accumulator(logits), logits.shape[dim]
     if potential.shape != (length,) or potential.dtype != wanted or potential.device != logits.device:
         raise ValueError(
             f"{_NAME}: potential must be {wanted} of shape ({length},) on {logits.device}, "
@@ -30,12 +30,8 @@ def _check(logits: Tensor, potential: Tensor | None, *, dim: int, **rules: Any) 
         )
 
 
-def _accumulator(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 def _fake(logits: Tensor, *, dim: int, **arguments: Any) -> Tensor:
-    return logits.new_empty(logits.shape[1 - dim], dtype=_accumulator(logits))
+    return logits.new_empty(logits.shape[1 - dim], dtype=accumulator(logits))
 
 
 define(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..precision import widened
+
 
 def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
     return None
@@ -18,7 +20,7 @@ def potential_logsumexp(
     dim: int,
 ) -> Tensor:
     """dim=1: log sum_k exp(scale x_rk - potential_k), [R]. dim=0: log sum_r exp(scale x_rk - potential_r), [K]."""
-    scaled = scale * (logits if logits.dtype == torch.float64 else logits.float())
+    scaled = scale * widened(logits)
     if potential is not None:
         scaled = scaled - (potential if dim == 1 else potential[:, None])
     return scaled.logsumexp(dim)

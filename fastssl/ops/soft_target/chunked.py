@@ -13,6 +13,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from ..precision import accumulator, widened
 from . import composed
 
 BLOCK_LOGITS = 1 << 22
@@ -37,16 +38,15 @@ def soft_target_cross_entropy(
     """See ``reference.soft_target_cross_entropy``."""
     views, teachers = _views(student), _views(teacher)
     images, prototypes = views[0].shape
-    like = _wide(views[0][:1, :1]).new_empty
-    loss = like(images)
-    student_lse, teacher_lse = like(len(views), images), like(len(teachers), images)
-    total = like(prototypes if column_sum else 0).zero_()
+    loss = views[0].new_empty(images, dtype=accumulator(views[0]))
+    student_lse, teacher_lse = loss.new_empty(len(views), images), loss.new_empty(len(teachers), images)
+    total = loss.new_zeros(prototypes if column_sum else 0)
     for rows in _blocks(images, (len(teachers) + 2) * prototypes):
-        raw = [_wide(view[rows]) for view in teachers]
+        raw = [widened(view[rows]) for view in teachers]
         targets, teacher_lse[:, rows] = _targets(raw, rows, column_potential, row_potential, teacher_scale)
         loss_of_block = torch.zeros_like(loss[rows])
         for s, view in enumerate(views):
-            logits = student_scale * _wide(view[rows])
+            logits = student_scale * widened(view[rows])
             student_lse[s, rows] = log_sum = logits.logsumexp(1)
             if (target := _paired(targets, s, skip_same_view)) is not None:
                 loss_of_block -= (target * (logits - log_sum[:, None])).sum(1)
@@ -85,14 +85,14 @@ def soft_target_cross_entropy_grad(
     images, prototypes = views[0].shape
     factor = student_scale * (d_loss if weight is None else d_loss * weight)
     for rows in _blocks(images, (len(teachers) + 2) * prototypes):
-        raw = [_wide(view[rows]) for view in teachers]
+        raw = [widened(view[rows]) for view in teachers]
         targets, _ = _targets(raw, rows, column_potential, row_potential, teacher_scale)
         for s, (view, out) in enumerate(zip(views, outputs, strict=True)):
             target = _paired(targets, s, skip_same_view)
             if target is None:
                 out[rows] = 0
                 continue
-            gradient = (student_scale * _wide(view[rows]) - student_lse[s, rows, None]).exp_()
+            gradient = (student_scale * widened(view[rows]) - student_lse[s, rows, None]).exp_()
             gradient = gradient.mul_(target.sum(1, keepdim=True)).sub_(target).mul_(factor[rows, None])
             if weight is not None:
                 gradient = torch.where((weight[rows] == 0)[:, None], 0.0, gradient)
@@ -111,10 +111,6 @@ def _views(stacks: list[Tensor]) -> list[Tensor]:
 def _blocks(images: int, numbers_per_image: int) -> Iterator[slice]:
     step = max(1, BLOCK_LOGITS // numbers_per_image)
     return (slice(start, min(start + step, images)) for start in range(0, images, step))
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _targets(

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cpp import DTYPES, accumulator, address, kernels, unsupported_reason
+from ..cpp import DTYPES, address, kernels, unsupported_reason
 from ..layout import contiguous, unit_stride
 from ..outputs import empty
+from ..precision import accumulator
 
 __all__ = ["soft_target_cross_entropy", "soft_target_cross_entropy_grad", "soft_target_step", "unsupported_reason"]
 

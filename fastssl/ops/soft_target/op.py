@@ -20,15 +20,12 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..precision import accumulator
 from ..registry import define, define_gradient, forbid_gradient
 
 _NAME = "soft_target_cross_entropy"
 _INPUTS = "Tensor[] student, Tensor[] teacher, Tensor? column_potential, Tensor? row_potential, Tensor? weight"
 _RULES = "float student_scale, float teacher_scale, bool skip_same_view"
-
-
-def _accumulator(student: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if student[0].dtype == torch.float64 else torch.float32
 
 
 def _views(stacks: Sequence[Tensor]) -> int:
@@ -75,7 +72,7 @@ def _check_numbers(
     name: str, tensor: Tensor, shapes: Sequence[tuple[int, ...]], student: Sequence[Tensor], function: str = _NAME
 ) -> None:
     """A tensor of the accumulator's dtype, of one of these shapes, beside the students."""
-    dtype, device = _accumulator(student), student[0].device
+    dtype, device = accumulator(student[0]), student[0].device
     if tuple(tensor.shape) not in shapes or tensor.dtype != dtype or tensor.device != device:
         raise ValueError(
             f"{function}: {name} must be {dtype} of shape {' or '.join(map(str, shapes))} on {device}, "
@@ -113,7 +110,7 @@ def _fake(
     student: Sequence[Tensor], teacher: Sequence[Tensor], *, column_sum: bool, **rules: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     images, prototypes = student[0].shape[1:]
-    loss = student[0].new_empty(images, dtype=_accumulator(student))
+    loss = student[0].new_empty(images, dtype=accumulator(student[0]))
     student_lse, teacher_lse = (loss.new_empty(_views(stacks), images) for stacks in (student, teacher))
     return loss, student_lse, teacher_lse, loss.new_empty(prototypes if column_sum else 0)
 
@@ -123,7 +120,7 @@ def _fake_grad(student: Sequence[Tensor], **arguments: Any) -> list[Tensor]:
 
 
 def _fake_step(student: Sequence[Tensor], *, column_sum: bool, **arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    loss = student[0].new_empty((), dtype=_accumulator(student))
+    loss = student[0].new_empty((), dtype=accumulator(student[0]))
     return loss, loss.new_empty(student[0].shape[2] if column_sum else 0), _fake_grad(student)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..precision import widened
 from . import composed
 
 
@@ -88,9 +89,8 @@ def deliver(gradients: list[Tensor] | tuple[Tensor, ...], student: list[Tensor],
 
 
 def _wide(stacks: list[Tensor]) -> Tensor:
-    """All views in one stack, in the precision in which everything is computed: float32, or float64 for float64."""
-    views = torch.cat(list(stacks))
-    return views if views.dtype == torch.float64 else views.float()
+    """All views in one stack, in the precision in which everything is computed."""
+    return widened(torch.cat(list(stacks)))
 
 
 def _targets(

@@ -18,6 +18,7 @@ from fastssl.kernels.soft_target.gradient import gradient_kernel
 from fastssl.kernels.soft_target.statistics import statistics_kernel
 from fastssl.kernels.tiles import Tile
 
+from ..layout import contiguous
 from ..triton_launch import INTERPRETED, OPTIONS, capability, multiprocessors, on_device_of, unsupported_reason
 from . import composed
 from .triton_views import Places, Views
@@ -56,14 +57,12 @@ def soft_target_cross_entropy(
         students, teachers = (len(views.offsets) for views in places.lists)
         loss, student_lse, teacher_lse = new(images), new(students, images), new(teachers, images)
         total = new(columns if column_sum else 0)
-        if images == 0:
-            return loss, student_lse, teacher_lse, total.zero_()
         tile = _tile("statistics", places, device)
         chunks = triton.cdiv(columns, tile.block_n)
         groups = _groups(device, images, chunks, weight is not None)
         records = new(images, chunks, 2 * students + 2 * teachers + students * teachers)
         group_sums = new(groups, columns) if column_sum else None
-        potential, weight, row_potential = (_contiguous(v) for v in (column_potential, weight, row_potential))
+        potential, weight, row_potential = (contiguous(v) for v in (column_potential, weight, row_potential))
         statistics_kernel[(chunks, groups)](
             places.lists[0].base, places.lists[1].base, places.table, potential, weight, records, group_sums,
             images, columns, students, chunks, places.entries, *places.strides, student_scale, teacher_scale,
@@ -107,24 +106,24 @@ def soft_target_cross_entropy_grad(
     device = student[0].device
     with on_device_of(student[0]):
         read = Views.of(student)
-        contiguous = torch.contiguous_format
-        gradients = read.stacks if inplace else [torch.empty_like(x, memory_format=contiguous) for x in student]
-        if images > 0:
-            places = Places.of(read, Views.of(teacher), Views.of(gradients))
-            students, teachers = len(read.offsets), len(places.lists[1].offsets)
-            tile = _tile("gradient", places, device)
-            chunks = triton.cdiv(columns, tile.block_n)
-            potential, weight, row_potential = (_contiguous(v) for v in (column_potential, weight, row_potential))
-            gradient_kernel[(chunks, _groups(device, images, chunks, weight is not None))](
-                *(views.base for views in places.lists), places.table, potential, row_potential, weight,
-                student_lse.contiguous(), teacher_lse.contiguous(), d_loss.contiguous(),
-                images, columns, students, places.entries, *places.strides, student_scale, teacher_scale,
-                T=teachers, T_PAD=tile.block_m, BLOCK=tile.block_n, STAGES=tile.stages,
-                WHOLE=columns % tile.block_n == 0, POTENTIALS=0 if potential is None else potential.ndim,
-                SKIP_SAME_VIEW=skip_same_view, HAS_ROW_POTENTIAL=row_potential is not None,
-                HAS_WEIGHT=weight is not None, ROUND=16 if INTERPRETED and read.base.dtype == torch.bfloat16 else 0,
-                **places.constants, num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
-            )  # fmt: skip
+        gradients = read.stacks
+        if not inplace:
+            gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in student]
+        places = Places.of(read, Views.of(teacher), Views.of(gradients))
+        students, teachers = len(read.offsets), len(places.lists[1].offsets)
+        tile = _tile("gradient", places, device)
+        chunks = triton.cdiv(columns, tile.block_n)
+        potential, weight, row_potential = (contiguous(v) for v in (column_potential, weight, row_potential))
+        gradient_kernel[(chunks, _groups(device, images, chunks, weight is not None))](
+            *(views.base for views in places.lists), places.table, potential, row_potential, weight,
+            student_lse.contiguous(), teacher_lse.contiguous(), d_loss.contiguous(),
+            images, columns, students, places.entries, *places.strides, student_scale, teacher_scale,
+            T=teachers, T_PAD=tile.block_m, BLOCK=tile.block_n, STAGES=tile.stages,
+            WHOLE=columns % tile.block_n == 0, POTENTIALS=0 if potential is None else potential.ndim,
+            SKIP_SAME_VIEW=skip_same_view, HAS_ROW_POTENTIAL=row_potential is not None,
+            HAS_WEIGHT=weight is not None, ROUND=16 if INTERPRETED and read.base.dtype == torch.bfloat16 else 0,
+            **places.constants, num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
+        )  # fmt: skip
     if inplace:  # a stack that had to be copied to be read
         for stack, written in zip(student, gradients, strict=True):
             if written is not stack:
@@ -146,7 +145,3 @@ def _groups(device: torch.device, images: int, chunks: int, weighted: bool) -> i
     """Groups into which the images are divided, each with a program per chunk of columns."""
     wanted = (PROGRAMS_WITH_WEIGHTS if weighted else PROGRAMS_PER_MULTIPROCESSOR) * multiprocessors(device)
     return max(1, min(images, wanted // chunks))
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastssl.kernels.soft_target.views import FILLED_AT_ONCE, OFFSETS, OFFSETS_AND_STRIDES, UNIFORM, fill_kernel
 
+from ..layout import unit_stride
 from ..triton_launch import OPTIONS
 
 
@@ -33,8 +34,7 @@ class Views:
     @staticmethod
     def of(stacks: Sequence[Tensor]) -> Views:
         """Of stacks whose elements in K lie side by side; others are copied."""
-        if any(stack.stride(2) != 1 and stack.shape[2] != 1 for stack in stacks):
-            stacks = [unit_stride(stack) for stack in stacks]
+        stacks = [unit_stride(stack) for stack in stacks]
         first, size = stacks[0].data_ptr(), stacks[0].element_size()
         offsets, row_strides = [], []
         for stack in stacks:
@@ -104,8 +104,3 @@ class Places:
     @property
     def constants(self) -> dict[str, int | bool]:
         return {"TABLE": self.kind, "ALIGNED": self.aligned}
-
-
-def unit_stride(stack: Tensor) -> Tensor:
-    """A stack as the kernels read it; a copy is made only where the elements of a row do not lie side by side."""
-    return stack if stack.stride(2) == 1 or stack.shape[2] == 1 else stack.contiguous()
