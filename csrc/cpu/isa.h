@@ -1,6 +1,9 @@
 // Which instruction set serves this process: chosen once, by CPUID, when the module is imported.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -17,5 +20,26 @@ const char* isa_name(Isa isa);
 Isa select_isa();
 
 std::vector<std::string> compiled_isas();
+
+// A family's table of kernels for this process, of functions that make them, one per instruction set up to
+// AVX-512.
+template <class Table>
+Table best_of(std::initializer_list<Table (*)()> tables) {
+  return tables.begin()[std::min(static_cast<std::size_t>(select_isa()), tables.size() - 1)]();
+}
+
+// best_of() the functions of this name that are compiled in; one that is not is replaced by the one before
+// it.
+#ifdef FASTSSL_HAVE_AVX2
+#define FASTSSL_AVX2_TABLE(name) avx2::name
+#else
+#define FASTSSL_AVX2_TABLE(name) baseline::name
+#endif
+#ifdef FASTSSL_HAVE_AVX512
+#define FASTSSL_AVX512_TABLE(name) avx512::name
+#else
+#define FASTSSL_AVX512_TABLE(name) FASTSSL_AVX2_TABLE(name)
+#endif
+#define FASTSSL_BEST_OF(name) best_of({baseline::name, FASTSSL_AVX2_TABLE(name), FASTSSL_AVX512_TABLE(name)})
 
 }  // namespace fastssl

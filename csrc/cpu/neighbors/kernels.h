@@ -3,9 +3,9 @@
 #pragma once
 
 #include "best.h"
+#include "cpu/launch.h"
 #include "cpu/pack.h"
 #include "cpu/schedule.h"
-#include "cpu/workspace.h"
 #include "neighbors.h"
 
 namespace fastssl {
@@ -172,19 +172,15 @@ class Search {
   std::int64_t* length_;   // [chunks][rows]
 };
 
-// Lays the memory out twice, first to measure it, then in the borrowed workspace; then runs the search.
 template <class P>
 void run(const NeighborsProblem& p, std::int64_t* columns) {
   const double multiply_adds =
       static_cast<double>(p.rows) * static_cast<double>(p.cols) * static_cast<double>(p.dim);
   const std::int64_t tasks = ceil_div(p.rows, kBlock) * ceil_div(p.cols, kBlock);
   const int threads = threads_for(tasks < p.threads ? tasks : p.threads, multiply_adds);
-  Arena measure(nullptr);
-  Search<P>(p, threads, measure);
-  WorkspaceLease workspace(measure.used());
-  Arena arena(workspace.data());
-  const Search<P> search(p, threads, arena);
-  run_team(threads, [&](Team& team) { search.run(team, columns); });
+  launch(
+      threads, [&](Arena& arena) { return Search<P>(p, threads, arena); },
+      [&](const Search<P>& search, Team& team) { search.run(team, columns); });
 }
 
 template <class I>

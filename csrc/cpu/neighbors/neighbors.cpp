@@ -8,21 +8,11 @@ namespace fastssl {
 namespace {
 
 NeighborsKernels make_kernels() {
-  const Isa isa = select_isa();
-#ifdef FASTSSL_HAVE_AVX512
-  if (isa >= Isa::kAvx512) {
-    NeighborsKernels kernels = avx512::neighbors_kernels();
+  NeighborsKernels kernels = FASTSSL_BEST_OF(neighbors_kernels);
 #ifdef FASTSSL_HAVE_AVX512_BF16
-    if (isa == Isa::kAvx512Bf16) kernels.bfloat16 = avx512_bf16::neighbors_kernels().bfloat16;
+  if (select_isa() == Isa::kAvx512Bf16) kernels.bfloat16 = avx512_bf16::neighbors_kernels().bfloat16;
 #endif
-    return kernels;
-  }
-#endif
-#ifdef FASTSSL_HAVE_AVX2
-  if (isa >= Isa::kAvx2) return avx2::neighbors_kernels();
-#endif
-  (void)isa;
-  return baseline::neighbors_kernels();
+  return kernels;
 }
 
 const NeighborsKernels& kernels() {

@@ -3,7 +3,7 @@
 // a Shape in fastssl::<isa> would have their templates merged by the linker.
 #pragma once
 
-#include "cpu/workspace.h"
+#include "cpu/launch.h"
 #include "forward.h"
 #include "grad.h"
 
@@ -115,7 +115,6 @@ class LossKernels {
   Kept<P> kept_;
 };
 
-// Lays the kernels' memory out twice, first to measure it, then in the borrowed workspace; then runs them.
 template <class Kernels, class Outputs, class... Arguments>
 void run(const PairwiseProblem& p, const Outputs& out, const Arguments&... arguments) {
   const double multiply_adds =
@@ -123,12 +122,9 @@ void run(const PairwiseProblem& p, const Outputs& out, const Arguments&... argum
   // One block of rows among themselves is one thread's work.
   const std::int64_t tasks = ceil_div(p.rows, kBlock) * (p.k == nullptr ? 1 : ceil_div(p.cols, kBlock));
   const int threads = threads_for(tasks < p.threads ? tasks : p.threads, multiply_adds);
-  Arena measure(nullptr);
-  Kernels(p, threads, measure, arguments...);
-  WorkspaceLease workspace(measure.used());
-  Arena arena(workspace.data());
-  const Kernels kernels(p, threads, arena, arguments...);
-  run_team(threads, [&](Team& team) { kernels.run(team, out); });
+  launch(
+      threads, [&](Arena& arena) { return Kernels(p, threads, arena, arguments...); },
+      [&](const Kernels& kernels, Team& team) { kernels.run(team, out); });
 }
 
 template <class P>

@@ -12,26 +12,16 @@ namespace fastssl {
 namespace {
 
 PairwiseKernels make_kernels() {
-  const Isa isa = select_isa();
-#ifdef FASTSSL_HAVE_AVX512
-  if (isa >= Isa::kAvx512) {
-    PairwiseKernels kernels = avx512::pairwise_kernels();
+  PairwiseKernels kernels = FASTSSL_BEST_OF(pairwise_kernels);
 #ifdef FASTSSL_HAVE_AVX512_BF16
-    if (isa == Isa::kAvx512Bf16) {
-      const PairwiseKernels bf16 = avx512_bf16::pairwise_kernels();
-      kernels.logsumexp_bfloat16 = bf16.logsumexp_bfloat16;
-      kernels.grad_bfloat16 = bf16.grad_bfloat16;
-      kernels.loss_bfloat16 = bf16.loss_bfloat16;
-    }
-#endif
-    return kernels;
+  if (select_isa() == Isa::kAvx512Bf16) {
+    const PairwiseKernels bf16 = avx512_bf16::pairwise_kernels();
+    kernels.logsumexp_bfloat16 = bf16.logsumexp_bfloat16;
+    kernels.grad_bfloat16 = bf16.grad_bfloat16;
+    kernels.loss_bfloat16 = bf16.loss_bfloat16;
   }
 #endif
-#ifdef FASTSSL_HAVE_AVX2
-  if (isa >= Isa::kAvx2) return avx2::pairwise_kernels();
-#endif
-  (void)isa;
-  return baseline::pairwise_kernels();
+  return kernels;
 }
 
 const PairwiseKernels& kernels() {

@@ -7,10 +7,8 @@
 // Either way there is one exponential, of -|t - m|.
 #pragma once
 
-#include "cpu/arena.h"
-#include "cpu/parallel.h"
+#include "cpu/launch.h"
 #include "cpu/rows.h"
-#include "cpu/workspace.h"
 #include "sinkhorn.h"
 
 namespace fastssl {
@@ -154,19 +152,15 @@ class Kernels {
   Buffers* buffers_;  // [threads]
 };
 
-// Lays the memory out twice, first to measure it, then in the borrowed workspace; then runs.
 template <class S, class Real>
 void run(const LogSumProblem& p, void* log_sums) {
   constexpr double kPerLogit = 8;  // an exponential costs about as much as so many multiply-adds
   const double work = kPerLogit * static_cast<double>(p.rows) * static_cast<double>(p.cols);
   const std::int64_t tasks = Kernels<S, Real>::tasks(p);
   const int threads = threads_for(tasks < p.threads ? tasks : p.threads, work);
-  Arena measure(nullptr);
-  Kernels<S, Real>(p, threads, measure);
-  WorkspaceLease workspace(measure.used());
-  Arena arena(workspace.data());
-  const Kernels<S, Real> kernels(p, threads, arena);
-  run_team(threads, [&](Team& team) { kernels.run(team, static_cast<Real*>(log_sums)); });
+  launch(
+      threads, [&](Arena& arena) { return Kernels<S, Real>(p, threads, arena); },
+      [&](const Kernels<S, Real>& kernels, Team& team) { kernels.run(team, static_cast<Real*>(log_sums)); });
 }
 
 template <int kVectorBytes>

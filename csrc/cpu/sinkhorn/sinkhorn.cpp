@@ -5,28 +5,13 @@
 #include "cpu/isa.h"
 
 namespace fastssl {
-namespace {
-
-LogSumKernels make_kernels() {
-  const Isa isa = select_isa();
-#ifdef FASTSSL_HAVE_AVX512
-  if (isa >= Isa::kAvx512) return avx512::log_sum_kernels();
-#endif
-#ifdef FASTSSL_HAVE_AVX2
-  if (isa >= Isa::kAvx2) return avx2::log_sum_kernels();
-#endif
-  (void)isa;
-  return baseline::log_sum_kernels();
-}
-
-}  // namespace
 
 void potential_logsumexp(const LogSumProblem& p, void* log_sums) {
   if (p.logits == nullptr || log_sums == nullptr)
     throw std::invalid_argument("potential_logsumexp: logits and log_sums must not be null");
   if (p.rows < 1 || p.cols < 1)
     throw std::invalid_argument("potential_logsumexp: rows and cols must be at least 1");
-  static const LogSumKernels kernels = make_kernels();
+  static const LogSumKernels kernels = FASTSSL_BEST_OF(log_sum_kernels);
   (p.dtype == DType::kFloat64 ? kernels.float64 : kernels.float32)(p, log_sums);
 }
 

@@ -3,8 +3,7 @@
 // it with what another family calls the same.
 #pragma once
 
-#include "cpu/parallel.h"
-#include "cpu/workspace.h"
+#include "cpu/launch.h"
 #include "image.h"
 
 namespace fastssl {
@@ -62,19 +61,15 @@ class Kernels {
   Real* column_sums_;       // [groups][row_stride]
 };
 
-// Lays the memory out twice, first to measure it, then in the borrowed workspace; then runs.
 template <class S, class Real>
 void run(const SoftTargetProblem& p, const SoftTargetLogSums* known, const SoftTargetOutputs& out) {
   constexpr double kPerLogit = 8;  // an exponential costs about as much as so many multiply-adds
   const double work = kPerLogit * static_cast<double>(p.images) * static_cast<double>(p.prototypes) *
                       static_cast<double>(p.students + p.teachers);
   const int threads = threads_for(p.images < p.threads ? p.images : p.threads, work);
-  Arena measure(nullptr);
-  Kernels<S, Real>(p, known, out, threads, measure);
-  WorkspaceLease workspace(measure.used());
-  Arena arena(workspace.data());
-  const Kernels<S, Real> kernels(p, known, out, threads, arena);
-  run_team(threads, [&](Team& team) { kernels.run(team); });
+  launch(
+      threads, [&](Arena& arena) { return Kernels<S, Real>(p, known, out, threads, arena); },
+      [](const Kernels<S, Real>& kernels, Team& team) { kernels.run(team); });
 }
 
 template <int kVectorBytes>

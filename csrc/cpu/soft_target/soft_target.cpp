@@ -7,18 +7,6 @@
 namespace fastssl {
 namespace {
 
-SoftTargetKernels make_kernels() {
-  const Isa isa = select_isa();
-#ifdef FASTSSL_HAVE_AVX512
-  if (isa >= Isa::kAvx512) return avx512::soft_target_kernels();
-#endif
-#ifdef FASTSSL_HAVE_AVX2
-  if (isa >= Isa::kAvx2) return avx2::soft_target_kernels();
-#endif
-  (void)isa;
-  return baseline::soft_target_kernels();
-}
-
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
@@ -41,7 +29,7 @@ void soft_target_cross_entropy(const SoftTargetProblem& p, const SoftTargetLogSu
   require(known == nullptr || (known->student != nullptr && known->teacher != nullptr &&
                                out.gradient != nullptr && out.loss == nullptr && out.column_sum == nullptr),
           "soft_target: with known log-sums only the gradient can be computed");
-  static const SoftTargetKernels kernels = make_kernels();
+  static const SoftTargetKernels kernels = FASTSSL_BEST_OF(soft_target_kernels);
   (p.student_dtype == DType::kFloat64 ? kernels.float64 : kernels.float32)(p, known, out);
 }
 
