@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/augment/augment.h"
 #include "cpu/isa.h"
 #include "cpu/neighbors/neighbors.h"
 #include "cpu/pages.h"
@@ -177,6 +178,66 @@ void potential_logsumexp(Address logits, std::int64_t rows, std::int64_t cols, s
   fastssl::potential_logsumexp(problem, pointer<void>(log_sums));
 }
 
+// Address, height, width, and bytes from channel to channel, row to row and pixel to pixel.
+using Image = std::tuple<Address, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+// Address of the records, steps, height, width, whether bicubic, address of the pixels.
+using OutputView = std::tuple<Address, std::int64_t, std::int64_t, std::int64_t, bool, Address>;
+
+// One image stands for a stack, `image_stride` bytes from one to the next.
+void augment_views(const std::vector<Image>& images, std::int64_t batch, std::int64_t image_stride,
+                   std::int64_t channels, const std::vector<OutputView>& views,
+                   const std::vector<float>& mean, const std::vector<float>& std, int dtype,
+                   std::int64_t threads) {
+  const bool stacked = images.size() == 1;
+  if (!stacked && static_cast<std::int64_t>(images.size()) != batch)
+    throw std::invalid_argument("augment_views: images must be one stack or one per record");
+  if (static_cast<std::int64_t>(mean.size()) != channels || mean.size() != std.size())
+    throw std::invalid_argument("augment_views: mean and std must have a number per channel");
+  std::vector<fastssl::ImageSource> sources;
+  for (std::int64_t i = 0; i < batch; ++i) {
+    const auto& [address, height, width, channel_stride, row_stride, pixel_stride] = images[stacked ? 0 : i];
+    const std::int64_t offset = stacked ? i * image_stride : 0;
+    sources.push_back({pointer<const std::uint8_t>(address) + offset, height, width, channel_stride,
+                       row_stride, pixel_stride});
+  }
+  std::vector<fastssl::ViewOutput> outputs;
+  for (const auto& [records, steps, height, width, bicubic, out] : views)
+    outputs.push_back({pointer<const float>(records), steps, height, width, bicubic, pointer<void>(out)});
+  const fastssl::AugmentProblem problem{sources.data(),
+                                        batch,
+                                        channels,
+                                        outputs.data(),
+                                        static_cast<std::int64_t>(outputs.size()),
+                                        mean.data(),
+                                        std.data(),
+                                        static_cast<fastssl::DType>(dtype),
+                                        threads};
+  py::gil_scoped_release release;
+  fastssl::augment_views(problem);
+}
+
+void view_parameters(Address index, Address sizes, std::int64_t batch, std::int64_t height,
+                     std::int64_t width, std::int64_t out_height, std::int64_t out_width, std::uint64_t seed,
+                     std::uint32_t epoch, std::uint32_t view, const std::vector<double>& program,
+                     Address records) {
+  constexpr std::size_t kEntry = 12;
+  const fastssl::SampleProblem problem{pointer<const std::int64_t>(index),
+                                       pointer<const std::int64_t>(sizes),
+                                       batch,
+                                       height,
+                                       width,
+                                       out_height,
+                                       out_width,
+                                       seed,
+                                       epoch,
+                                       view,
+                                       program.data(),
+                                       static_cast<std::int64_t>(program.size() / kEntry),
+                                       pointer<float>(records)};
+  py::gil_scoped_release release;
+  fastssl::view_parameters(problem);
+}
+
 py::dict info(fastssl::Isa isa) {
   py::dict d;
   d["isa"] = fastssl::isa_name(isa);
@@ -224,6 +285,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("potential_logsumexp", &potential_logsumexp, py::kw_only(), py::arg("logits"), py::arg("rows"),
         py::arg("cols"), py::arg("stride"), py::arg("dtype"), py::arg("potential"), py::arg("scale"),
         py::arg("over_columns"), py::arg("threads"), py::arg("log_sums"));
+  m.def("augment_views", &augment_views, py::kw_only(), py::arg("images"), py::arg("batch"),
+        py::arg("image_stride"), py::arg("channels"), py::arg("views"), py::arg("mean"), py::arg("std"),
+        py::arg("dtype"), py::arg("threads"));
+  m.def("view_parameters", &view_parameters, py::kw_only(), py::arg("index"), py::arg("sizes"),
+        py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("out_height"), py::arg("out_width"),
+        py::arg("seed"), py::arg("epoch"), py::arg("view"), py::arg("program"), py::arg("records"));
   m.def(
       "info", [isa] { return info(isa); },
       "Instruction set in use, those compiled in, OpenMP, threads, fork state.");

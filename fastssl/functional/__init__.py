@@ -3,6 +3,7 @@
 They check their arguments (never the values inside tensors), and build each loss from the operators of ``fastssl.ops``.
 """
 
+from .augment import augment_views, view_parameters
 from .contrastive import nt_xent, pairwise_logsumexp
 from .koleo import koleo
 from .prototypes import prototype_cross_entropy
@@ -10,6 +11,7 @@ from .sinkhorn import sinkhorn_knopp
 from .soft_target import masked_soft_target_cross_entropy, soft_target_cross_entropy
 
 __all__ = [
+    "augment_views",
     "koleo",
     "masked_soft_target_cross_entropy",
     "nt_xent",
@@ -17,4 +19,5 @@ __all__ = [
     "prototype_cross_entropy",
     "sinkhorn_knopp",
     "soft_target_cross_entropy",
+    "view_parameters",
 ]

@@ -8,7 +8,9 @@ given out again once no tensor uses it any more. ``fastssl.release_workspaces()`
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,18 +24,18 @@ KEPT = 512 << 20  # bytes that are remembered at most
 _kept: dict[int, Tensor] = {}
 
 
-def empty(like: Tensor) -> Tensor:
-    """A contiguous tensor of the same shape and dtype, its numbers undefined."""
-    size = like.numel() * like.element_size()
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor, its numbers undefined."""
+    size = math.prod(shape) * dtype.itemsize
     if size < SMALLEST or torch.are_deterministic_algorithms_enabled():  # which fills new memory, where asked to
-        return torch.empty(like.shape, dtype=like.dtype)
+        return torch.empty(shape, dtype=dtype)
     memory = _take(size)
     if memory is None:
         memory = torch.empty(size, dtype=torch.uint8)
         kernels().prefer_huge_pages(memory.data_ptr(), size)
     # Not a view of `memory`: outputs that live at different times share no version counter.
-    out = torch.empty(0, dtype=like.dtype)
-    out.set_(memory.untyped_storage(), 0, like.shape)  # type: ignore[call-overload]
+    out = torch.empty(0, dtype=dtype)
+    out.set_(memory.untyped_storage(), 0, tuple(shape))  # type: ignore[call-overload]
     _keep(memory)  # only now: before, it would look free to another thread
     return out
 

@@ -223,13 +223,13 @@ class _Last(torch.autograd.Function):
         raise RuntimeError(f"fastssl::{ctx.name}: second derivatives of the fused losses are not implemented")
 
 
-def forbid_gradient(name: str) -> None:
-    """Make differentiating a gradient operation a clear error instead of a silent zero."""
+def forbid_gradient(name: str, reason: str = "second derivatives of the fused losses are not implemented") -> None:
+    """Make differentiating an operation without a gradient a clear error instead of a silent zero."""
 
     def nothing(ctx: Any, tensors: Sequence[Any], keywords: dict[str, Any], outputs: Any) -> None:
         pass
 
     def refuse(ctx: Any, *gradients: torch.Tensor) -> None:
-        raise RuntimeError(f"fastssl::{name}: second derivatives of the fused losses are not implemented")
+        raise RuntimeError(f"fastssl::{name}: {reason}")
 
     define_gradient(name, setup_context=nothing, backward=refuse)

@@ -15,6 +15,10 @@ from fastssl.ops import outputs
 LARGE = torch.empty(1 << 21)  # 8 MB
 
 
+def empty_like(x: torch.Tensor) -> torch.Tensor:
+    return outputs.empty(x.shape, x.dtype)
+
+
 @pytest.fixture(autouse=True)
 def extension():
     with serving("cpp", "cpu"):
@@ -24,13 +28,13 @@ def extension():
 
 
 def test_the_memory_of_a_dead_output_is_given_out_again():
-    first = outputs.empty(LARGE)
+    first = empty_like(LARGE)
     address = first.data_ptr()
     del first
-    again = outputs.empty(LARGE.view(2, -1))
+    again = empty_like(LARGE.view(2, -1))
     assert again.data_ptr() == address and again.shape == (2, 1 << 20) and again.is_contiguous()
     del again
-    assert outputs.empty(LARGE.bfloat16().repeat(2)).data_ptr() == address, "of any dtype"
+    assert empty_like(LARGE.bfloat16().repeat(2)).data_ptr() == address, "of any dtype"
 
 
 @pytest.mark.parametrize(
@@ -47,41 +51,41 @@ def test_the_memory_of_a_dead_output_is_given_out_again():
     ids=["itself", "view", "detached", "numpy", "dlpack", "saved", "storage"],
 )
 def test_memory_in_use_is_not_given_out(still_used):
-    first = outputs.empty(LARGE)
+    first = empty_like(LARGE)
     address, user = first.data_ptr(), still_used(first)
     del first
-    assert outputs.empty(LARGE).data_ptr() != address
+    assert empty_like(LARGE).data_ptr() != address
     del user
-    assert address in (outputs.empty(LARGE).data_ptr(), outputs.empty(LARGE).data_ptr())
+    assert address in (empty_like(LARGE).data_ptr(), empty_like(LARGE).data_ptr())
 
 
 def test_memory_that_processes_share_is_not_given_out():
-    first = outputs.empty(LARGE)
+    first = empty_like(LARGE)
     first.share_memory_()
     shared = first.data_ptr()
     del first
-    assert outputs.empty(LARGE).data_ptr() != shared
+    assert empty_like(LARGE).data_ptr() != shared
 
 
 def test_small_and_filled_outputs_are_ordinary_tensors():
-    outputs.empty(torch.empty(100))
+    empty_like(torch.empty(100))
     with poisoned_outputs():
-        assert outputs.empty(LARGE).isnan().all()
+        assert empty_like(LARGE).isnan().all()
     assert not outputs._kept
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(outputs, "KEPT", 3 * LARGE.nbytes)
     for n in range(6):
-        outputs.empty(torch.empty(LARGE.numel() + n))
+        empty_like(torch.empty(LARGE.numel() + n))
         assert sum(memory.nbytes for memory in outputs._kept.values()) <= outputs.KEPT
     assert len(outputs._kept) == 2
-    outputs.empty(torch.empty(4 * LARGE.numel()))
+    empty_like(torch.empty(4 * LARGE.numel()))
     assert not outputs._kept
 
 
 def test_releasing_forgets_everything_and_harms_no_tensor():
-    used, free = outputs.empty(LARGE).fill_(3), outputs.empty(LARGE)
+    used, free = empty_like(LARGE).fill_(3), empty_like(LARGE)
     del free
     assert outputs.release() == LARGE.nbytes and not outputs._kept
     assert (used == 3).all()
@@ -92,7 +96,7 @@ def test_no_two_threads_get_the_same_memory():
 
     def take():
         start.wait()
-        taken.append([outputs.empty(LARGE) for _ in range(4)])
+        taken.append([empty_like(LARGE) for _ in range(4)])
 
     for _ in range(3):
         threads = [threading.Thread(target=take) for _ in range(8)]

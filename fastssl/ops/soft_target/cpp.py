@@ -97,7 +97,7 @@ def _addresses(stacks: Sequence[Tensor]) -> list[tuple[int, int, int, int]]:
 
 def _outputs(student: Sequence[Tensor], inplace: bool) -> list[Tensor]:
     """Where the gradients are written: over the students, unless their numbers do not lie side by side."""
-    return [stack if inplace and unit_stride(stack) is stack else empty(stack) for stack in student]
+    return [stack if inplace and unit_stride(stack) is stack else empty(stack.shape, stack.dtype) for stack in student]
 
 
 def _delivered(gradients: list[Tensor], student: Sequence[Tensor], inplace: bool) -> list[Tensor]:

@@ -1,0 +1,5 @@
+"""Random views of images: the numbers that describe them, and their pixels."""
+
+from . import op
+
+__all__ = ["op"]
