@@ -14,11 +14,11 @@ from ._version import __version__
 from .backends import backend
 
 if TYPE_CHECKING:
-    from . import functional, losses, ops
+    from . import augment, functional, losses, ops
 
-__all__ = ["__version__", "backend", "functional", "losses", "ops", "release_workspaces"]
+__all__ = ["__version__", "augment", "backend", "functional", "losses", "ops", "release_workspaces"]
 
-_SUBMODULES = {"functional", "losses", "ops"}
+_SUBMODULES = {"augment", "functional", "losses", "ops"}
 
 
 def release_workspaces() -> None:

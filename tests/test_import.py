@@ -10,7 +10,7 @@ PROBE = """
 import json, sys, time
 import torch
 start = time.perf_counter()
-import fastssl, fastssl.functional, fastssl.losses
+import fastssl, fastssl.augment, fastssl.functional, fastssl.losses
 seconds = time.perf_counter() - start
 extras = ["lightning", "pytorch_lightning", "jsonargparse", "timm", "torchmetrics", "torchvision", "sklearn", "skimage",
           "matplotlib", "rich", "lightly", "psutil"]

@@ -1,6 +1,87 @@
-"""Batched multi-view transforms: uint8 batch in, list of normalised views out."""
+"""Random views of batches of images, fused: uint8 in, normalised views out, one pass per view, on CPU and GPU."""
 
-from fastssl.augment.transforms import EvalTransform, MultiViewTransform, Normalize, SimCLRTransform
-from fastssl.augment.view import View
+from .compose import Compose, EvalTransform, MultiViewTransform
+from .convert import from_torchvision
+from .geometry import (
+    CenterView,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomQuarterTurn,
+    RandomResizedCrop,
+    RandomVerticalFlip,
+    Resize,
+)
+from .multi_crop import DINOTransform, DINOViewTransform, SwAVTransform, SwaVTransform
+from .parameters import Step, ViewParameters
+from .presets import (
+    IMAGENET_NORMALIZE,
+    BYOLTransform,
+    BYOLView1Transform,
+    BYOLView2Transform,
+    MAETransform,
+    MoCoTransform,
+    MoCoV1Transform,
+    MoCoV2Transform,
+    SimCLRTransform,
+    SimCLRViewTransform,
+    SimSiamTransform,
+    VICRegTransform,
+)
+from .steps import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ColorJitter,
+    Cutout,
+    GaussianBlur,
+    GaussianNoise,
+    Normalize,
+    RandomApply,
+    RandomGrayscale,
+    RandomRotation,
+    RandomSolarize,
+    Sobel,
+)
 
-__all__ = ["EvalTransform", "MultiViewTransform", "Normalize", "SimCLRTransform", "View"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_NORMALIZE",
+    "IMAGENET_STD",
+    "BYOLTransform",
+    "BYOLView1Transform",
+    "BYOLView2Transform",
+    "CenterView",
+    "ColorJitter",
+    "Compose",
+    "Cutout",
+    "DINOTransform",
+    "DINOViewTransform",
+    "EvalTransform",
+    "GaussianBlur",
+    "GaussianNoise",
+    "MAETransform",
+    "MoCoTransform",
+    "MoCoV1Transform",
+    "MoCoV2Transform",
+    "MultiViewTransform",
+    "Normalize",
+    "RandomApply",
+    "RandomCrop",
+    "RandomGrayscale",
+    "RandomHorizontalFlip",
+    "RandomQuarterTurn",
+    "RandomResizedCrop",
+    "RandomRotation",
+    "RandomSolarize",
+    "RandomVerticalFlip",
+    "Resize",
+    "SimCLRTransform",
+    "SimCLRViewTransform",
+    "SimSiamTransform",
+    "Sobel",
+    "Step",
+    "SwAVTransform",
+    "SwaVTransform",
+    "VICRegTransform",
+    "ViewParameters",
+    "from_torchvision",
+]

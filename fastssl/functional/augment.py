@@ -102,7 +102,7 @@ def augment_views(
     """
     name = "augment_views"
     stacked = isinstance(images, Tensor)
-    if stacked and images.ndim != 4:
+    if isinstance(images, Tensor) and images.ndim != 4:
         raise ValueError(f"{name}: images must be [B, C, H, W] or a list of [C, H, W], got {tuple(images.shape)}")
     if not stacked and not images:
         raise ValueError(f"{name}: images must not be empty")
@@ -112,7 +112,7 @@ def augment_views(
         if not stacked and each.ndim != 3:
             raise ValueError(f"{name}: each of a list of images must be [C, H, W], got {tuple(each.shape)}")
     count = len(parameters)
-    with without_autocast(images if stacked else images[0]):
+    with without_autocast(images if isinstance(images, Tensor) else images[0]):
         return torch.ops.fastssl.augment_views(
             [images] if stacked else list(images),
             list(parameters),

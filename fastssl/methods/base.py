@@ -150,7 +150,7 @@ class SelfSupervised(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Collect representations: the first loader is the bank, the second the test images."""
-        h = self(self.eval_transform(batch.image)).float()
+        h = self(self.eval_transform(batch.image, channels="first")).float()
         self._evaluated[dataloader_idx].append((h, batch.label, batch.index))
 
     def on_validation_epoch_end(self) -> None:

@@ -47,7 +47,9 @@ class SimCLR(SelfSupervised):
         super().__init__(**kwargs)
         self.save_hyperparameters()
         self.projection = ProjectionHead(self.num_features, hidden_dim or self.num_features, out_dim, head_layers)
-        self.transform = SimCLRTransform(self.eval_transform.size, min_scale, strength, blur=blur)
+        self.transform = SimCLRTransform(
+            self.eval_transform.size, cj_strength=strength, min_scale=min_scale, gaussian_blur=blur
+        )
         # With more than one process the negatives come from all of them; with one this changes nothing.
         self.criterion = NTXentLoss(temperature, gather_distributed=torch.distributed.is_available())
 
@@ -55,7 +57,8 @@ class SimCLR(SelfSupervised):
         """One step of Algorithm 1 on N images."""
         # for all k in {1, ..., N}: draw two augmentation functions, x~_{2k-1} = t(x_k), x~_{2k} = t'(x_k)
         seed: int = self.hparams["seed"]
-        x0, x1 = self.transform(batch.image, seed=seed, epoch=self.current_epoch, index=batch.index)
+        key = {"seed": seed, "epoch": self.current_epoch, "index": batch.index}
+        x0, x1 = self.transform(batch.image, channels="first", **key)
         h = self(torch.cat([x0, x1]))  # representation f [2N, num_features]
         z0, z1 = self.projection(h).chunk(2)  # projection g [N, out_dim] each
         loss = self.criterion(z0, z1)  # mean of l(2k-1, 2k) + l(2k, 2k-1) over the batch
