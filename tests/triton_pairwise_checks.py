@@ -14,6 +14,8 @@ import torch
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/test_triton_interpreter.py"
 
+from harness import poisoned_outputs  # noqa: E402
+
 from fastssl.benchmarks.pairwise_cases import Case, inside_nan, verify  # noqa: E402
 from fastssl.kernels.pairwise.config import TILES  # noqa: E402
 from fastssl.kernels.tiles import Tile  # noqa: E402
@@ -35,15 +37,8 @@ SMALL_TILES = {
 
 
 @pytest.fixture(autouse=True)
-def small_tiles_and_poisoned_memory(monkeypatch):
-    empty = torch.empty
-
-    def poisoned(*shape, **options):
-        out = empty(*shape, **options)
-        return out.fill_(float("nan")) if out.is_floating_point() else out
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-    with TILES.override(**SMALL_TILES):
+def small_tiles_and_poisoned_memory():
+    with poisoned_outputs(), TILES.override(**SMALL_TILES):
         yield
 
 

@@ -13,6 +13,8 @@ import torch
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/test_triton_interpreter.py"
 
+from harness import poisoned_outputs  # noqa: E402
+
 from fastssl.kernels.sinkhorn.config import TILES  # noqa: E402
 from fastssl.kernels.tiles import Tile  # noqa: E402
 from fastssl.ops.sinkhorn import reference, triton  # noqa: E402
@@ -25,15 +27,8 @@ EPS = torch.finfo(torch.float32).eps
 
 @pytest.fixture(autouse=True)
 def small_tiles_and_poisoned_memory(monkeypatch):
-    empty = torch.empty
-
-    def poisoned(*shape, **options):
-        out = empty(*shape, **options)
-        return out.fill_(float("nan")) if out.is_floating_point() else out
-
-    monkeypatch.setattr(torch, "empty", poisoned)
     monkeypatch.setattr(triton, "COMBINED_SLOTS", 4)
-    with TILES.override(rows=Tile(2, 32, 0, 1, 1), columns=Tile(4, 16, 0, 1, 1)):
+    with poisoned_outputs(), TILES.override(rows=Tile(2, 32, 0, 1, 1), columns=Tile(4, 16, 0, 1, 1)):
         yield
 
 

@@ -14,6 +14,8 @@ import torch
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/test_triton_interpreter.py"
 
+from harness import poisoned_outputs  # noqa: E402
+
 from fastssl.benchmarks.soft_target_problems import LAYOUTS, Problem, judge, solve  # noqa: E402
 from fastssl.kernels.soft_target.config import TILES  # noqa: E402
 from fastssl.kernels.tiles import Tile  # noqa: E402
@@ -28,19 +30,8 @@ SMALL_TILES = {"statistics": Tile(1, 32, 0, 1, 2), "gradient": Tile(1, 64, 0, 4,
 
 
 @pytest.fixture(autouse=True)
-def small_tiles_and_poisoned_memory(monkeypatch):
-    empty, empty_like = torch.empty, torch.empty_like
-
-    def poisoned(function):
-        def filled(*arguments, **options):
-            out = function(*arguments, **options)
-            return out.fill_(float("nan")) if out.is_floating_point() else out
-
-        return filled
-
-    monkeypatch.setattr(torch, "empty", poisoned(empty))
-    monkeypatch.setattr(torch, "empty_like", poisoned(empty_like))
-    with TILES.override(**SMALL_TILES):
+def small_tiles_and_poisoned_memory():
+    with poisoned_outputs(), TILES.override(**SMALL_TILES):
         yield
 
 

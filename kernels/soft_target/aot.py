@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..aot import Variant
+from ..table import FILLED_AT_ONCE
 from ..tiles import Tile
 from .config import TILES
-from .views import FILLED_AT_ONCE
 
 _POINTERS = {
     "statistics": ("p_column", "p_weight", "p_records", "p_group_sums"),
@@ -126,5 +126,5 @@ def _small_kernels() -> list[Variant]:
         out.append(Variant(f"combine {name}", kernel, signature, constants, 4, 3, tensor_cores=False))
     values = {f"v{i}": "i64" for i in range(FILLED_AT_ONCE)}
     signature = {"p_table": "*i64", "first": "i32", **values}
-    out.append(Variant("fill", "soft_target.views:fill_kernel", signature, {}, 1, 3, tensor_cores=False))
+    out.append(Variant("fill", "table:fill_kernel", signature, {}, 1, 3, tensor_cores=False))
     return out

@@ -263,7 +263,7 @@ def test_rotation_to_the_nearest_pixel(backend, device):
 @backends
 @pytest.mark.parametrize("bicubic", [False, True], ids=["bilinear", "bicubic"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 40), (96, 33), (224, 224)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (16, 16), (17, 40), (96, 33), (224, 224)])
 def test_geometry(backend, device, size, channels, bicubic):
     images = pictures(8, channels, 61, 50)
     crops = [

@@ -247,7 +247,11 @@ def resized_crop(
     if (height, width) == tuple(size):
         return x
     mode = "bicubic" if bicubic else "bilinear"
-    return F.interpolate(x[None], size, mode=mode, align_corners=False, antialias=True)[0].clamp(0, 1)
+    x = x[None]
+    # Each axis as the last one: PyTorch (2.15 at least) resizes the height of a single column wrongly.
+    for length in (size[1], size[0]):
+        x = F.interpolate(x, (x.shape[-2], length), mode=mode, align_corners=False, antialias=True).mT
+    return x[0].clamp(0, 1)
 
 
 def gray(x: Tensor) -> Tensor:

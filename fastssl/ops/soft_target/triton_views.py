@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from fastssl.kernels.soft_target.views import FILLED_AT_ONCE, OFFSETS, OFFSETS_AND_STRIDES, UNIFORM, fill_kernel
+from fastssl.kernels.soft_target.views import OFFSETS, OFFSETS_AND_STRIDES, UNIFORM
 
 from ..layout import unit_stride
-from ..triton_launch import OPTIONS
+from ..triton_table import filled_table
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,7 @@ class Places:
         values = [offset for views in lists for offset in views.offsets]
         if kind == OFFSETS_AND_STRIDES.value:
             values += [row_stride for views in lists for row_stride in views.row_strides]
-        missing = -len(values) % FILLED_AT_ONCE
-        table = torch.empty(len(values) + missing, dtype=torch.int64, device=lists[0].base.device)
-        values += [0] * missing
-        for first in range(0, len(values), FILLED_AT_ONCE):
-            fill_kernel[(1,)](table, first, *values[first : first + FILLED_AT_ONCE], num_warps=1, **OPTIONS)
-        return Places(lists, table, kind)
+        return Places(lists, filled_table(values, lists[0].base.device), kind)
 
     @property
     def entries(self) -> int:
