@@ -219,7 +219,7 @@ void augment_views(const std::vector<Image>& images, std::int64_t batch, std::in
 void view_parameters(Address index, Address sizes, std::int64_t batch, std::int64_t height,
                      std::int64_t width, std::int64_t out_height, std::int64_t out_width, std::uint64_t seed,
                      std::uint32_t epoch, std::uint32_t view, const std::vector<double>& program,
-                     Address records) {
+                     std::int64_t threads, Address records) {
   constexpr std::size_t kEntry = 12;
   const fastssl::SampleProblem problem{pointer<const std::int64_t>(index),
                                        pointer<const std::int64_t>(sizes),
@@ -233,7 +233,8 @@ void view_parameters(Address index, Address sizes, std::int64_t batch, std::int6
                                        view,
                                        program.data(),
                                        static_cast<std::int64_t>(program.size() / kEntry),
-                                       pointer<float>(records)};
+                                       pointer<float>(records),
+                                       threads};
   py::gil_scoped_release release;
   fastssl::view_parameters(problem);
 }
@@ -290,7 +291,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("dtype"), py::arg("threads"));
   m.def("view_parameters", &view_parameters, py::kw_only(), py::arg("index"), py::arg("sizes"),
         py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("out_height"), py::arg("out_width"),
-        py::arg("seed"), py::arg("epoch"), py::arg("view"), py::arg("program"), py::arg("records"));
+        py::arg("seed"), py::arg("epoch"), py::arg("view"), py::arg("program"), py::arg("threads"),
+        py::arg("records"));
   m.def(
       "info", [isa] { return info(isa); },
       "Instruction set in use, those compiled in, OpenMP, threads, fork state.");

@@ -5,6 +5,7 @@
 
 #include "augment/sampling.h"
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 
 namespace fastssl {
 namespace {
@@ -37,7 +38,8 @@ void augment_views(const AugmentProblem& p) {
     require(view.parameters != nullptr && view.out != nullptr && view.steps >= 0,
             "augment_views: parameters and outputs must not be null");
     require(is_side(view.height) && is_side(view.width), "augment_views: views must have sides in [1, 2^24)");
-    require(view.height * view.width < std::int64_t{1} << 31, "augment_views: a view must have fewer than 2^31 pixels");
+    require(view.height * view.width < std::int64_t{1} << 31,
+            "augment_views: a view must have fewer than 2^31 pixels");
   }
   static const AugmentKernel kernel = FASTSSL_BEST_OF(augment_kernel);
   kernel(p);
@@ -49,24 +51,36 @@ void view_parameters(const SampleProblem& p) {
   std::int64_t slots = 0;
   for (std::int64_t e = 0; e < p.entries; ++e) {
     const double group = p.program[portable::kEntry * e + 2];
-    require(group >= 0 && group < static_cast<double>(p.entries), "view_parameters: a group must be an entry's number");
+    require(group >= 0 && group < static_cast<double>(p.entries),
+            "view_parameters: a group must be an entry's number");
     slots += portable::slots_of(static_cast<int>(p.program[portable::kEntry * e]));
   }
   const std::int64_t length = portable::kHeader + portable::kStep * slots;
-  for (std::int64_t i = 0; i < p.batch; ++i) {
-    const std::int64_t height = p.sizes == nullptr ? p.height : p.sizes[2 * i];
-    const std::int64_t width = p.sizes == nullptr ? p.width : p.sizes[2 * i + 1];
-    require(is_side(height) && is_side(width), "view_parameters: images must have sides in [1, 2^24)");
-    const portable::Draw draw{p.seed,
-                              p.epoch,
-                              p.view,
-                              static_cast<std::uint32_t>(p.index[i]),
-                              static_cast<int>(height),
-                              static_cast<int>(width),
-                              static_cast<int>(p.out_height),
-                              static_cast<int>(p.out_width)};
-    portable::draw_record(draw, p.program, static_cast<int>(p.entries), p.out + i * length);
-  }
+  const auto height = [&](std::int64_t i) { return p.sizes == nullptr ? p.height : p.sizes[2 * i]; };
+  const auto width = [&](std::int64_t i) { return p.sizes == nullptr ? p.width : p.sizes[2 * i + 1]; };
+  for (std::int64_t i = 0; i < p.batch; ++i)
+    require(is_side(height(i)) && is_side(width(i)), "view_parameters: images must have sides in [1, 2^24)");
+  constexpr std::int64_t kBlock = 32;     // records that are drawn by one thread after the other
+  constexpr double kPerRecord = 1 << 11;  // a record takes about as long as so many multiply-adds
+  const std::int64_t blocks = (p.batch + kBlock - 1) / kBlock;
+  const int threads =
+      threads_for(blocks < p.threads ? blocks : p.threads, kPerRecord * static_cast<double>(p.batch));
+  run_team(threads, [&](Team& team) {
+    team.for_each(blocks, [&](std::int64_t block) {
+      const std::int64_t end = (block + 1) * kBlock < p.batch ? (block + 1) * kBlock : p.batch;
+      for (std::int64_t i = block * kBlock; i < end; ++i) {
+        const portable::Draw draw{p.seed,
+                                  p.epoch,
+                                  p.view,
+                                  static_cast<std::uint32_t>(p.index[i]),
+                                  static_cast<int>(height(i)),
+                                  static_cast<int>(width(i)),
+                                  static_cast<int>(p.out_height),
+                                  static_cast<int>(p.out_width)};
+        portable::draw_record(draw, p.program, static_cast<int>(p.entries), p.out + i * length);
+      }
+    });
+  });
 }
 
 }  // namespace fastssl

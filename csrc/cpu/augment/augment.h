@@ -1,6 +1,6 @@
-// Random views: arguments, and the kernel of one instruction set. A view of an image is one resampling of a crop
-// with flips and quarter turns, a list of steps, and the normalisation (x - mean) / std; csrc/augment/record.h
-// says how a record holds them.
+// Random views: arguments, and the kernel of one instruction set. A view of an image is one resampling of a
+// crop with flips and quarter turns, a list of steps, and the normalisation (x - mean) / std;
+// csrc/augment/record.h says how a record holds them.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +41,7 @@ struct SampleProblem {
   const double* program;  // [entries, 12]
   std::int64_t entries;
   float* out;  // [batch, 8 + 6 steps of the program]
+  std::int64_t threads;
 };
 
 using AugmentKernel = void (*)(const AugmentProblem&);

@@ -1,5 +1,5 @@
-// The resampling of one axis: for each output pixel the taps and their weights, as augment/taps.h has them, made for a
-// vector of outputs at a time.
+// The resampling of one axis: for each output pixel the taps and their weights, as augment/taps.h has them,
+// made for a vector of outputs at a time.
 #pragma once
 
 #include "augment/taps.h"
@@ -74,7 +74,9 @@ struct Axis {
       const Ints begin = __builtin_convertvector(centre - (support - 0.5), Ints), zero{};
       const Ints end = __builtin_convertvector(centre + (support + 0.5), Ints);
       const Ints from = begin > zero ? begin : zero, all = S::broadcast_ints(size);
-      const Ints number = (end < all ? end : all) - from;
+      // Rounding at an edge may find one more than there can be: then the last one weighs nothing.
+      const Ints found = (end < all ? end : all) - from, limit = S::broadcast_ints(taps);
+      const Ints number = found < limit ? found : limit;
       __builtin_memcpy(first + o, &from, sizeof from);
       __builtin_memcpy(count + o, &number, sizeof number);
       const Vec offset = __builtin_convertvector(__builtin_convertvector(from, Wide) - centre + 0.5, Vec);
@@ -87,8 +89,7 @@ struct Axis {
         sum += valid;
       }
       const Vec factor = scale / sum;
-      for (int k = 0; k < taps; ++k)
-        S::store(weights + k * kBlock, S::load(weights + k * kBlock) * factor);
+      for (int k = 0; k < taps; ++k) S::store(weights + k * kBlock, S::load(weights + k * kBlock) * factor);
     }
   }
 

@@ -1,5 +1,5 @@
-// What needs other pixels of the view: blur in two halves, rotation, Sobel's magnitude, quarter turns. They read
-// whole planes and write rows.
+// What needs other pixels of the view: blur in two halves, rotation, Sobel's magnitude, quarter turns. They
+// read whole planes and write rows.
 #pragma once
 
 #include "augment/neighborhood.h"
@@ -24,10 +24,19 @@ class Blur {
     height_ = height;
     width_ = width;
     radius_ = blur_radius(step, height, width);
+    const double sigma = step.a;
     double sum = 0;
-    for (int t = -radius_; t <= radius_; ++t) sum += blur_weight(static_cast<double>(step.a), t);
+    for (int t = -radius_; t <= radius_; ++t) sum += blur_weight(sigma, t);
+    // Outer taps of less than float's error in all are left out.
+    constexpr double kNegligible = 4e-6;
+    double left_out = 0;
+    for (; radius_ > 0; --radius_) {
+      const double pair = 2 * blur_weight(sigma, radius_);
+      if (left_out + pair > kNegligible * sum) break;
+      left_out += pair;
+    }
     for (int t = -radius_; t <= radius_; ++t)
-      weights_[t + radius_] = static_cast<float>(blur_weight(static_cast<double>(step.a), t) / sum);
+      weights_[t + radius_] = static_cast<float>(blur_weight(sigma, t) / (sum - left_out));
   }
 
   // Blurs a row of the view along itself, in place.
@@ -43,8 +52,9 @@ class Blur {
       weigh(count, [&](int tap) { return line_ + x + tap; }, [&](int i, Vec v) { S::store(row + x + i, v); });
     });
     if (whole < width_)
-      weigh(Count<1>{}, [&](int tap) { return line_ + whole + tap; },
-            [&](int, Vec v) { store_part<S>(row + whole, v, width_ - whole); });
+      weigh(
+          Count<1>{}, [&](int tap) { return line_ + whole + tap; },
+          [&](int, Vec v) { store_part<S>(row + whole, v, width_ - whole); });
   }
 
   // Row y of a plane blurred across. Up to a vector behind the row may be overwritten.

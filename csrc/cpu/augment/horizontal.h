@@ -1,9 +1,9 @@
 // The horizontal half of a resampling.
 //
-// In general the lanes of a vector are rows: as many rows as a vector has lanes are transposed, which also takes
-// interleaved channels apart, an output is a sum of vectors with one weight each, and blocks of outputs are
-// transposed back. With AVX-512 a row whose outputs need at most 32 neighbours per vector is done by itself: the
-// k-th taps of 16 outputs are picked out of two registers by one permutation.
+// In general the lanes of a vector are rows: as many rows as a vector has lanes are transposed, which also
+// takes interleaved channels apart, an output is a sum of vectors with one weight each, and blocks of outputs
+// are transposed back. With AVX-512 a row whose outputs need at most 32 neighbours per vector is done by
+// itself: the k-th taps of 16 outputs are picked out of two registers by one permutation.
 #pragma once
 
 #include "axis.h"

@@ -1,8 +1,8 @@
-// The entry point of one instruction set. Each augment_<isa>.cpp includes this with its own FASTSSL_ISA and the
-// width of its vectors.
+// The entry point of one instruction set. Each augment_<isa>.cpp includes this with its own FASTSSL_ISA and
+// the width of its vectors.
 //
-// Images are drawn one by one, each with all its views, so that its pixels stay in cache. Everything else of a call
-// happens inside of that: one thread works on an image, in memory of its own.
+// Images are drawn one by one, each with all its views, so that its pixels stay in cache. Everything else of
+// a call happens inside of that: one thread works on an image, in memory of its own.
 #pragma once
 
 #include "cpu/launch.h"
@@ -49,8 +49,8 @@ template <class S>
 void run(const AugmentProblem& p) {
   constexpr double kPerValue = 16;  // multiply-adds that a value of a view costs at least
   const Limits most = Limits::of<Strips<S>>(p);
-  const double work = kPerValue * static_cast<double>(p.batch * p.channels * p.view_count) *
-                      static_cast<double>(most.pixels);
+  const double work =
+      kPerValue * static_cast<double>(p.batch * p.channels * p.view_count) * static_cast<double>(most.pixels);
   const int threads = threads_for(p.batch < p.threads ? p.batch : p.threads, work);
   launch(
       threads, [&](Arena& arena) { return Kernels<S>(p, most, threads, arena); },

@@ -1,5 +1,5 @@
-// The horizontal half of a resampling with AVX-512, where it neither shrinks much nor meets an odd layout: a row by
-// itself, the k-th taps of 16 outputs picked out of two registers by one permutation.
+// The horizontal half of a resampling with AVX-512, where it neither shrinks much nor meets an odd layout: a
+// row by itself, the k-th taps of 16 outputs picked out of two registers by one permutation.
 #pragma once
 
 #include "axis.h"
@@ -34,7 +34,8 @@ class Picks {
       if (axis.high(begin, end) - base_[q] > kWindow) return false;
       std::int32_t* pick = pick_ + q * taps_ * kLanes;
       const __m512i count = _mm512_loadu_si512(axis.count + begin);
-      const __m512i from = _mm512_sub_epi32(_mm512_loadu_si512(axis.first + begin), _mm512_set1_epi32(base_[q]));
+      const __m512i from =
+          _mm512_sub_epi32(_mm512_loadu_si512(axis.first + begin), _mm512_set1_epi32(base_[q]));
       for (int k = 0; k < taps_; ++k) {
         // What weighs nothing is the first pixel, which exists.
         const __m512i number = _mm512_set1_epi32(k);
@@ -45,8 +46,8 @@ class Picks {
     return true;
   }
 
-  // row: the first of its runs, in bytes or floats, run_stride elements apart. Channel c goes to out + c * plane;
-  // up to a vector behind a row may be overwritten.
+  // row: the first of its runs, in bytes or floats, run_stride elements apart. Channel c goes to out + c *
+  // plane; up to a vector behind a row may be overwritten.
   template <class T>
   void run(const Crop& crop, const T* row, std::int64_t run_stride, float* out, std::int64_t plane) const {
     if (crop.interleaved) {
@@ -95,7 +96,8 @@ class Picks {
     for (std::int64_t x = 0; x < width; x += kLanes) {
       const T* p = row + 3 * x;
       const std::int64_t left = 3 * (width - x);
-      const __m512 v0 = read(p, left), v1 = read(p + kLanes, left - kLanes), v2 = read(p + 2 * kLanes, left - 2 * kLanes);
+      const __m512 v0 = read(p, left), v1 = read(p + kLanes, left - kLanes),
+                   v2 = read(p + 2 * kLanes, left - 2 * kLanes);
       for (int c = 0; c < 3; ++c) {
         const __m512 v = _mm512_permutex2var_ps(v0, _mm512_load_si512(early[c]), v1);
         _mm512_storeu_ps(row_ + c * row_stride_ + x,
@@ -148,8 +150,8 @@ class Picks {
   }
 
   int blocks_ = 0, taps_ = 0;
-  int* base_;            // [blocks]: the source pixel of lane 0
-  std::int32_t* pick_;   // [blocks][taps][kLanes]: lanes of the 32 pixels from there on
+  int* base_;                      // [blocks]: the source pixel of lane 0
+  std::int32_t* pick_;             // [blocks][taps][kLanes]: lanes of the 32 pixels from there on
   const float* weight_ = nullptr;  // [blocks][taps][kLanes]
   std::int64_t row_stride_;
   float* row_;  // [channels][row_stride]: a row of the source

@@ -1,10 +1,11 @@
-// A crop resampled to the size of a view, a few rows at a time and in order. Where the view is taller than the
-// crop each source row is first resampled horizontally, into a ring of the rows that vertical taps still need;
-// where it is smaller, source rows are added up first.
+// A crop resampled to the size of a view, a few rows at a time and in order. Where the view is taller than
+// the crop each source row is first resampled horizontally, into a ring of the rows that vertical taps still
+// need; where it is smaller, source rows are added up first.
 #pragma once
 
 #include "horizontal.h"
 #include "picks.h"
+#include "segments.h"
 
 namespace fastssl {
 namespace FASTSSL_ISA {
@@ -18,7 +19,9 @@ struct Limits {
   template <class Strips>
   static Limits of(const AugmentProblem& p) {
     Limits most{p.channels};
-    const auto raise = [](std::int64_t* limit, std::int64_t value) { *limit = value > *limit ? value : *limit; };
+    const auto raise = [](std::int64_t* limit, std::int64_t value) {
+      *limit = value > *limit ? value : *limit;
+    };
     for (std::int64_t b = 0; b < p.batch; ++b) {
       raise(&most.source_height, p.images[b].height);
       raise(&most.source_width, p.images[b].width);
@@ -49,6 +52,7 @@ class Resize {
         y_(take_axis(most.height, most.taps_y, arena)),
         strips_(most.window, most.channels, arena),
         picks_(most.source_width, most.width, most.channels, arena),
+        segments_(most.source_width, most.channels, arena),
         ring_stride_(spread_stride(most.width + kLanes, sizeof(float))),
         ring_(arena.take<float>(kRing * most.channels * ring_stride_)),
         sum_stride_(spread_stride(most.channels * most.source_width + kLanes, sizeof(float))),
@@ -61,6 +65,7 @@ class Resize {
     y_.template prepare<S>(crop.height, static_cast<int>(view.height), view.bicubic, false, 1.0f / 255.0f);
     rows_first_ = crop.height <= view.height;
     by_picks_ = picks_.start(crop, x_);
+    by_segments_ = !rows_first_ && segments_.start(crop, y_, view.bicubic);
     done_ = 0;
   }
 
@@ -81,7 +86,7 @@ class Resize {
   }
 
  private:
-  static constexpr int kRing = 32;  // at least the lanes and the taps of a row, five where rows come first
+  static constexpr int kRing = 32;  // at least the lanes and the taps of a row, four where rows come first
 
   float* ring_row(std::int64_t y) const { return ring_ + (y & (kRing - 1)) * crop_.channels * ring_stride_; }
 
@@ -116,10 +121,8 @@ class Resize {
         return add_ring_rows<2>(y, out, plane);
       case 3:
         return add_ring_rows<3>(y, out, plane);
-      case 4:
-        return add_ring_rows<4>(y, out, plane);
       default:
-        return add_ring_rows<5>(y, out, plane);
+        return add_ring_rows<4>(y, out, plane);
     }
   }
 
@@ -129,7 +132,7 @@ class Resize {
     Vec weight[kTaps];
     for (int k = 0; k < kTaps; ++k) {
       from[k] = ring_row(y_.first[y] + k);
-      weight[k] = S::broadcast(k < y_.taps ? weights[k * kBlock] : 0.0f);
+      weight[k] = S::broadcast(weights[k * kBlock]);
     }
     for (int c = 0; c < crop_.channels; ++c) {
       for (std::int64_t x = 0; x < out_width_; x += kLanes) {
@@ -152,7 +155,8 @@ class Resize {
       to.rows[r] = out + (y - begin) * out_width_;
       if (y - begin < r) continue;
       ++to.count;
-      for (int run = 0; run < crop_.runs(); ++run)
+      if (by_segments_) segments_.row(static_cast<int>(y), sums);
+      for (int run = 0; run < crop_.runs() && !by_segments_; ++run)
         add_rows(crop_.row(y_.first[y]) + run * crop_.run_stride, y, length, sums + run * length);
       if (by_picks_) picks_.run(crop_, sums, length, to.rows[r], plane);
     }
@@ -167,7 +171,8 @@ class Resize {
     if (length < kLanes) {
       for (std::int64_t i = 0; i < length; ++i) {
         float sum = 0;
-        for (int k = 0; k < count; ++k) sum += weights[k * kBlock] * static_cast<float>(from[k * crop_.row_stride + i]);
+        for (int k = 0; k < count; ++k)
+          sum += weights[k * kBlock] * static_cast<float>(from[k * crop_.row_stride + i]);
         out[i] = sum;
       }
       return;
@@ -182,13 +187,14 @@ class Resize {
   Axis x_, y_;
   Strips<S> strips_;
   Picks picks_;
+  Segments<S> segments_;
   std::int64_t ring_stride_;
   float* ring_;  // [kRing][channels][ring_stride]
   std::int64_t sum_stride_;
   float* sums_;  // [kLanes][sum_stride]: rows of the source added up, in its layout
   Crop crop_{};
   std::int64_t out_width_ = 0;
-  bool rows_first_ = false, by_picks_ = false;
+  bool rows_first_ = false, by_picks_ = false, by_segments_ = false;
   std::int64_t done_ = 0;  // rows of the source that are resampled
 };
 

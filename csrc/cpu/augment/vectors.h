@@ -1,5 +1,5 @@
-// What the views need of vectors beyond simd.h: bytes to floats, parts of a vector, and the transposition of as
-// many vectors as they have lanes.
+// What the views need of vectors beyond simd.h: bytes to floats, parts of a vector, and the transposition of
+// as many vectors as they have lanes.
 #pragma once
 
 #include <utility>
@@ -57,8 +57,8 @@ FASTSSL_INLINE void store_part(float* p, typename S::Vec v, std::int64_t count) 
   __builtin_memcpy(p, &v, static_cast<std::size_t>(count) * sizeof(float));
 }
 
-// Calls body(first) for vectors that cover [0, count), count >= kLanes, and nothing else: the last one is moved
-// back.
+// Calls body(first) for vectors that cover [0, count), count >= kLanes, and nothing else: the last one is
+// moved back.
 template <class S, class Body>
 FASTSSL_INLINE void for_covering(std::int64_t count, const Body& body) {
   for (std::int64_t i = 0; i + S::kLanes <= count; i += S::kLanes) body(i);
@@ -68,8 +68,8 @@ FASTSSL_INLINE void for_covering(std::int64_t count, const Body& body) {
 template <int n>
 struct Count {};
 
-// Calls body(Count<n>, first) for groups of n vectors of [0, count), count a multiple of kLanes: as many as are
-// needed to hide the latency of their sums.
+// Calls body(Count<n>, first) for groups of n vectors of [0, count), count a multiple of kLanes: as many as
+// are needed to hide the latency of their sums.
 template <class S, class Body>
 FASTSSL_INLINE void for_groups(int count, const Body& body) {
   constexpr int kLanes = S::kLanes;

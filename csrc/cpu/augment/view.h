@@ -1,7 +1,7 @@
-// One view of one image. Its steps fall into stages, each of which begins with what needs the whole view: a quarter
-// turn, the mean for a contrast, or a neighbourhood. A stage walks once over the view in bands of rows that stay in
-// cache: rows are made (by the resampling, or from the stage before), its pointwise steps follow, and then the first
-// half of a blur, the sum for a contrast, or the output.
+// One view of one image. Its steps fall into stages, each of which begins with what needs the whole view: a
+// quarter turn, the mean for a contrast, or a neighbourhood. A stage walks once over the view in bands of
+// rows that stay in cache: rows are made (by the resampling, or from the stage before), its pointwise steps
+// follow, and then the first half of a blur, the sum for a contrast, or the output.
 #pragma once
 
 #include "barriers.h"
@@ -53,12 +53,16 @@ class ViewMaker {
     const std::int64_t pixels = view_.height * view_.width;
     const float* record = view_.parameters + b * (kHeader + kStep * view_.steps);
     for (int c = 0; c < channels_; ++c) scratch_.inverse_std[c] = 1.0f / p_.std[c];
-    finish_ = {static_cast<char*>(view_.out) + b * p_.channels * pixels * element_bytes(p_.dtype), pixels,
-               p_.dtype, p_.mean, scratch_.inverse_std, past_caches_};
+    finish_ = {static_cast<char*>(view_.out) + b * p_.channels * pixels * element_bytes(p_.dtype),
+               pixels,
+               p_.dtype,
+               p_.mean,
+               scratch_.inverse_std,
+               past_caches_};
 
     const ImageSource& image = p_.images[b];
-    const Geometry g = geometry_of(record, static_cast<int>(image.height), static_cast<int>(image.width),
-                                   height_, width_);
+    const Geometry g =
+        geometry_of(record, static_cast<int>(image.height), static_cast<int>(image.width), height_, width_);
     const bool half = g.turns == 2;  // a half turn is two flips
     const Crop crop = crop_of(image, p_.channels, g, g.flip_y != half, scratch_.copy);
     scratch_.resize.start(crop, view_, g.flip_x != half);
@@ -122,8 +126,8 @@ class ViewMaker {
     return step;
   }
 
-  // One stage: make(y, end, pixels) writes rows [y, end); then the steps [begin, barrier) and what is due before
-  // the barrier. Rows go to the other plane, unless they stay in place.
+  // One stage: make(y, end, pixels) writes rows [y, end); then the steps [begin, barrier) and what is due
+  // before the barrier. Rows go to the other plane, unless they stay in place.
   template <class Make>
   void walk(const Step* begin, const Step* barrier, const Make& make) {
     const bool is_last = barrier == end_;
@@ -134,6 +138,7 @@ class ViewMaker {
     float* plane = scratch_.plane[plane_];
     Blur<S>& blur = scratch_.blur[blurs_ & 1];
     if (code == kBlur) blur.start(*barrier, height_, width_);
+    const int distinct = distinct_channels(barrier);
     sum_ = 0;
     for (std::int64_t y = 0; y < height_; y += band) {
       const std::int64_t end = y + band < height_ ? y + band : height_;
@@ -142,22 +147,37 @@ class ViewMaker {
       make(y, end, pixels);
       steps_.run(begin, barrier, mean_, pixels, y * width, (end - y) * width, is_last ? &finish_ : nullptr,
                  code == kContrast ? &sum_ : nullptr);
-      for (int c = 0; code == kBlur && c < channels_; ++c) {
+      for (int c = 0; code == kBlur && c < distinct; ++c) {
         for (std::int64_t r = 0; r < end - y; ++r) blur.along(pixels.data + c * stride + r * width);
       }
     }
   }
 
-  // The same with rows that are made from the stage before, channel by channel.
+  // The same with rows that are made from the stage before by the step in front of `begin`, channel by
+  // channel.
   template <class Row>
   void walk_rows(const Step* begin, const Step* barrier, const Row& row) {
     const float* from = scratch_.plane[plane_];
+    const int distinct = distinct_channels(begin - 1);
     walk(begin, barrier, [&](std::int64_t y, std::int64_t end, const Pixels& to) {
-      for (int c = 0; c < channels_; ++c) {
+      for (int c = 0; c < distinct; ++c) {
         for (std::int64_t r = y; r < end; ++r)
-          row(from + c * scratch_.plane_stride, static_cast<int>(r), to.data + c * to.plane + (r - y) * width_);
+          row(from + c * scratch_.plane_stride, static_cast<int>(r),
+              to.data + c * to.plane + (r - y) * width_);
       }
+      const auto bytes = static_cast<std::size_t>((end - y) * width_) * sizeof(float);
+      for (int c = distinct; c < channels_; ++c) __builtin_memcpy(to.data + c * to.plane, to.data, bytes);
     });
+  }
+
+  // How many channels differ before a step: one from a grayscale on, until something treats them differently.
+  int distinct_channels(const Step* before) const {
+    for (const Step* step = before; step > scratch_.steps;) {
+      --step;
+      if (step->code == kGrayscale) return 1;
+      if (is_positional(step->code)) break;
+    }
+    return channels_;
   }
 
   const AugmentProblem& p_;

@@ -46,6 +46,7 @@ def view_parameters(
         epoch=epoch,
         view=view,
         program=program,
+        threads=torch.get_num_threads(),
         records=records.data_ptr(),
     )
     return records
