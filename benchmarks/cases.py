@@ -7,10 +7,13 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .verify import Check
 
 # "backward" is what `loss.backward()` takes. A provider is free to compute its gradient in the forward pass already, as
 # the chunked baseline does: "both" is the pass to compare.
@@ -95,6 +98,10 @@ class Provider:
             not timed. For a provider whose users need less than the others return.
         slack: by which factor what it returns (not its gradients) may exceed the gate's bound, for a published
             implementation that is known to round more. It is timed then, and its note says by how much it is off.
+        gate: instead of the comparison with the family's truth: (case, function, sets of inputs) -> checks. For a
+            provider that draws random numbers of its own.
+        batches: how many times the case's work one call does, on average of which its time is taken.
+        elsewhere: it works in processes of its own, whose memory nobody measures.
     """
 
     build: Callable[[Case], Function]
@@ -105,6 +112,9 @@ class Provider:
     overwrites_inputs: bool = False
     finish: Callable[[Case, Sequence[Tensor], Any], Any] = lambda case, inputs, result: result
     slack: float = 1.0
+    gate: Callable[[Case, Function, Sequence[tuple[Tensor, ...]]], list[Check]] | None = None
+    batches: int = 1
+    elsewhere: bool = False
 
     def function(self, case: Case) -> Function:
         """The function for a case, as it is called and timed; raises what ``build`` raises."""
@@ -147,6 +157,19 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """What else than a time says how fast a pass is: how many of something are done in a second.
+
+    Attributes:
+        unit: of the rate, such as "views/s".
+        count: how many a pass of a case does.
+    """
+
+    unit: str
+    count: Callable[[Case], float]
+
+
+@dataclass(frozen=True)
 class Family:
     """Everything the benchmark knows about one family of operations.
 
@@ -165,6 +188,7 @@ class Family:
         providers: by name, in the order of the table.
         optional: providers that run only when they are named.
         passes: what can be timed, names from ``PASSES``; "forward" alone where there is no gradient.
+        rate: shown beside the time of each pass; None: nothing.
     """
 
     name: str
@@ -181,6 +205,7 @@ class Family:
     providers: Mapping[str, Provider]
     optional: frozenset[str] = field(default_factory=frozenset)
     passes: tuple[str, ...] = tuple(PASSES)
+    rate: Rate | None = None
 
 
 def load(module: str) -> Family:
@@ -205,7 +230,7 @@ def step(function: Function, inputs: Sequence[Tensor]) -> Any:
 def ready(function: Function, inputs: Sequence[Tensor]) -> None:
     """What comes before every call and is no part of it: no gradients are left, and inputs are what they were."""
     clear_gradients(inputs)
-    if isinstance(function, Overwriting):
+    if isinstance(function, (Overwriting, Formed)):
         function.restore(inputs)
 
 
@@ -225,6 +250,27 @@ def outputs(
         gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
     clear_gradients(inputs)
     return [*result, *gradients]
+
+
+class Formed:
+    """A function that gets its inputs in a form of its own, made before it is called with them for the first time.
+
+    Args:
+        function: takes what ``form`` returns.
+        form: inputs -> the arguments of ``function``.
+    """
+
+    def __init__(self, function: Function, form: Callable[..., tuple[Any, ...]]) -> None:
+        self._function = function
+        self._form = form
+        self._formed: dict[int, tuple[Sequence[Tensor], tuple[Any, ...]]] = {}  # by id: the inputs, which have to live
+
+    def restore(self, inputs: Sequence[Tensor]) -> None:
+        if id(inputs[0]) not in self._formed:
+            self._formed[id(inputs[0])] = inputs, self._form(*inputs)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self._function(*self._formed[id(inputs[0])][1])
 
 
 class Overwriting:

@@ -66,7 +66,7 @@ from fastssl.benchmarks.gpu_family import Target  # noqa: E402
 from fastssl.benchmarks.jobs import Deadline, Job, Outcome, Results, run_jobs  # noqa: E402
 from fastssl.benchmarks.limits import Limits  # noqa: E402
 
-FAMILIES = ("soft_target", "nt_xent", "sinkhorn_knopp", "koleo")
+FAMILIES = ("soft_target", "nt_xent", "sinkhorn_knopp", "koleo", "augment")
 TOTAL_SECONDS = 520  # all sections together
 # A case of few calls: the GPU is steady, and there are many cases. The backward pass alone says nothing: fastssl and
 # the chunked forms have the gradient already when it starts.
@@ -114,11 +114,12 @@ def compile_jobs(setup: Setup) -> list[Job]:
     for name in setup.families:
         family = gpu_family.load(name)
         cases = family.cases(setup.target)
-        provider = setup.target.provider
         smaller = family.compiled_sizes or family.family.tiny_sizes
         tiny = [Case(smaller(case.sizes), case.dtype, case.device, case.tf32) for case in cases]
         for case in {case.title: case for case in tiny}.values():  # kernels do not depend on the number of rows
-            jobs.append(Job(f"{name} {case.title}", compile_provider, (name, provider, case)))
+            for target in family.targets(setup.target):
+                where = "" if target == setup.target else f" {target.backend}"
+                jobs.append(Job(f"{name} {case.title}{where}", compile_provider, (name, target.provider, case)))
         for number, one in enumerate(family.verifications(small)):
             jobs.append(Job(f"{name} {one.dtype} {one.title}", compile_verification, (name, small, number)))
         for case in cases:
@@ -210,31 +211,40 @@ def ceilings(device: str, names: Sequence[str]) -> Results:
 
 def timing_jobs(setup: Setup) -> list[Job]:
     """The families take turns, each with its most important case that is left: time may run out."""
-    turns = zip_longest(
-        *(
-            [
-                Job(f"{name} {case.title}", time_case, (name, setup.target, case, setup.options, setup.limits))
-                for case in gpu_family.load(name).cases(setup.target)
-            ]
-            for name in setup.families
-        )
-    )
+    turns = zip_longest(*(_timing_jobs(name, setup) for name in setup.families))
     return [job for turn in turns for job in turn if job is not None]
+
+
+def _timing_jobs(name: str, setup: Setup) -> list[Job]:
+    family = gpu_family.load(name)
+    timed = [
+        Job(f"{name} {case.title}", time_case, (name, setup.target, case, setup.options, setup.limits))
+        for case in family.cases(setup.target)
+    ]
+    return [*timed[:1], *family.others(setup.target), *timed[1:]]
 
 
 def time_case(name: str, target: Target, case: Case, options: runner.Options, limits: Limits) -> Results:
     """``fastssl bench``'s measurement of one case."""
     here = gpu_family.load(name)
     options = replace(options, passes=[which for which in options.passes if which in here.family.passes])
-    providers = [target.provider, *here.baselines(case)]
-    rows, _ = runner.run_case(here.family, case, providers, options, limits)
+    ours, *others = (one.provider for one in here.targets(target))
+    rows, _ = runner.run_case(here.family, case, [ours, *others, *here.baselines(case)], options, limits)
     # A baseline may run out of memory or not compile; wrong it may not be, and fastssl has to run.
-    bad = [row for row in rows if row.status == "wrong" or (row.provider == target.provider and row.status != "ok")]
+    bad = [row for row in rows if row.status == "wrong" or (row.provider == ours and row.status != "ok")]
     problems = [f"{row.provider} {row.status}: {row.reason}" for row in bad]
     if not all(row.refuses_zeros for row in rows):
         problems.append("gradients of zeros would have passed")
     floors = {which: limits.floor(here.family.work(case, which), case.dtype_name) for which in options.passes}
-    return {"family": name, "floor_s": floors, "rows": [row.to_json() for row in rows], "problems": problems}
+    rows_json = [row.to_json() for row in rows]
+    return {
+        "family": name,
+        "provider": ours,
+        "floor_s": floors,
+        "rate_unit": None if here.family.rate is None else here.family.rate.unit,
+        "rows": rows_json,
+        "problems": problems,
+    }
 
 
 SECTIONS = {
@@ -274,14 +284,17 @@ LEGEND = (
 )
 
 
-def table(outcomes: Sequence[Outcome], provider: str) -> list[str]:
-    """The timed cases as aligned lines, and under them what has no time and why."""
+def table(outcomes: Sequence[Outcome]) -> list[str]:
+    """The timed cases as aligned lines, and under them what else was found, and what has no time and why."""
     lines, remarks = [HEADER], []
     for outcome in outcomes:
+        if "lines" in outcome.result:
+            remarks += outcome.result["lines"]
+            continue
         if "rows" not in outcome.result:
             remarks.append(f"{outcome.title}: {outcome.status}, {'; '.join(outcome.problems) or 'no time was left'}")
             continue
-        rows = outcome.result["rows"]
+        rows, provider = outcome.result["rows"], outcome.result["provider"]
         ours = next(row for row in rows if row["provider"] == provider)
         last = "both" if "both" in outcome.result["floor_s"] else "forward"
         others = {kind: _best(rows, kind, last) for kind in ("eager", "compiled", "chunked")}
@@ -300,6 +313,9 @@ def table(outcomes: Sequence[Outcome], provider: str) -> list[str]:
         for row in rows:
             if row["status"] != "ok":
                 remarks.append(f"{outcome.title}: {row['provider']} {row['status']}, {row['reason']}")
+            if row["rate"] and row["status"] == "ok":
+                rate = report.rate_text(row["rate"][last])
+                remarks.append(f"{outcome.title}: {row['provider']} {rate} {outcome.result['rate_unit']}")
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     text = [
         "  ".join(cell.ljust(width) if column < 3 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
@@ -370,7 +386,7 @@ def run(setup: Setup, names: Sequence[str], out: Path, *, budget: float | None =
         lines.append(summary(name, seconds, outcomes, bad))
         print(lines[-1], flush=True)
         if name == "timing" and setup.limits is not None:
-            timed = table(outcomes, setup.target.provider)
+            timed = table(outcomes)
             for family in setup.families:
                 write(out / f"{family}.json", _bench_document(family, outcomes, setup, command, about))
     print("\n".join(["", *timed, "", *lines]))
@@ -383,7 +399,8 @@ def _bench_document(
     """A family's rows as ``fastssl bench --json`` writes them."""
     assert setup.limits is not None
     rows = [row for one in outcomes if one.result.get("family") == name for row in one.result["rows"]]
-    family = replace(gpu_family.load(name).family, subject=setup.target.provider)
+    here = gpu_family.load(name)
+    family = replace(here.family, subject=here.targets(setup.target)[0].provider)
     options = vars(setup.options)
     limits = setup.limits.to_json()
     return report.document(

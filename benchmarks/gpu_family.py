@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from .cases import Case, Family
+from .jobs import Job
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class GpuFamily:
         cases: what is timed, the most important first, since time may run out.
         baselines: the providers that fastssl is compared with in a case.
         compiled_sizes: a case's sizes made small, which need the same kernels; None: the family's ``tiny_sizes`` do.
+        backends: that have kernels for a CUDA device, the one that is judged first.
+        others: what else is measured; a result has "lines" for the report.
     """
 
     family: Family
@@ -74,6 +77,14 @@ class GpuFamily:
     cases: Callable[[Target], Sequence[Case]]
     baselines: Callable[[Case], Sequence[str]]
     compiled_sizes: Callable[[Mapping[str, float]], dict[str, float]] | None = None
+    backends: Callable[[], Sequence[str]] = lambda: ("triton",)
+    others: Callable[[Target], Sequence[Job]] = lambda target: ()
+
+    def targets(self, target: Target) -> list[Target]:
+        """A target for each of the family's backends on a CUDA device; a rehearsal has the one that it is given."""
+        if target.device != "cuda":
+            return [target]
+        return [replace(target, backend=backend) for backend in self.backends()]
 
 
 def load(name: str) -> GpuFamily:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. Relatives share one and differ in their dashes.
-VERMILION, BLUE, SKY, GREEN, PURPLE, ORANGE, GREY = (
-    "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#555555",
+VERMILION, BLUE, SKY, GREEN, PURPLE, ORANGE, GREY, BLACK = (
+    "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#555555", "#000000",
 )  # fmt: skip
 SOLID, DASHED, DOTTED = "-", (0, (5, 2)), (0, (1, 1.5))
 STYLES: dict[str, tuple[str, Any]] = {
@@ -31,6 +31,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "fastssl-inplace": (VERMILION, (0, (8, 1.5))),
     "fastssl-cpp": (VERMILION, DASHED),
     "fastssl-triton": (VERMILION, DOTTED),
+    "fastssl-cuda": (VERMILION, (0, (3, 1, 1, 1))),
     "fastssl-chunked": (VERMILION, (0, (5, 2, 1, 2))),
     "fastssl-apart": (VERMILION, (0, (1, 3))),
     "eager": (GREY, SOLID),
@@ -49,7 +50,18 @@ STYLES: dict[str, tuple[str, Any]] = {
     "chunked-compiled": (GREEN, DASHED),
     "checkpointed": (GREEN, DOTTED),
     "lightly": (PURPLE, SOLID),
+    "lightly-workers": (PURPLE, DASHED),
     "pytorch-metric-learning": (ORANGE, SOLID),
+    "albumentations": (ORANGE, SOLID),
+    "albumentations-workers": (ORANGE, DASHED),
+    "albumentations-linear": (ORANGE, DOTTED),
+    "albumentations-linear-workers": (ORANGE, (0, (5, 2, 1, 2))),
+    "torchvision-pil": (BLACK, SOLID),
+    "torchvision-pil-workers": (BLACK, DASHED),
+    "torchvision-v2": (BLACK, DOTTED),
+    "torchvision-v2-workers": (BLACK, (0, (5, 2, 1, 2))),
+    "kornia": (GREEN, SOLID),
+    "batched": (GREY, DASHED),
 }
 OUT_OF_MEMORY = "out of memory"  # the reason of a row that failed so
 

@@ -5,7 +5,7 @@ A builder takes a case and returns the function that competes (``cases.Provider.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,12 +43,19 @@ def autocast(build: Builder) -> Builder:
     return build_autocast
 
 
-def forced(build: Builder, backend: str, operation: str) -> Builder:
-    """The same with one of fastssl's backends; ``operation`` is one that it has to serve."""
+def forced(build: Builder, backend: str, operation: str, operand: torch.dtype | None = None) -> Builder:
+    """The same with one of fastssl's backends.
+
+    Args:
+        build: makes the function.
+        backend: of fastssl.
+        operation: one that it has to serve.
+        operand: dtype of its first argument; None: the case's.
+    """
 
     def build_forced(case: Case) -> Function:
         try:
-            registry.choose(operation, case.device, case.dtype, backend)
+            registry.choose(operation, case.device, operand or case.dtype, backend)
         except RuntimeError as error:
             raise Unavailable(str(error)) from error
         function = build(case)
@@ -66,20 +73,35 @@ BACKENDS = ("cpp", "triton", "chunked")
 FORCED = frozenset(f"fastssl-{backend}" for backend in BACKENDS)  # they run when they are named
 
 
-def of_fastssl(build: Builder, operation: str, **fields: Any) -> dict[str, Provider]:
-    """fastssl as it chooses its backend for an operation, and with each backend forced; ``fields`` of all of them."""
-    note = fields.pop("note", backend_note(operation))
+def of_fastssl(
+    build: Builder,
+    operation: str,
+    *,
+    backends: Sequence[str] = BACKENDS,
+    operand: torch.dtype | None = None,
+    **fields: Any,
+) -> dict[str, Provider]:
+    """fastssl as it chooses its backend for an operation, and with each backend forced.
+
+    Args:
+        build: makes the function.
+        operation: that the backends have to serve.
+        backends: that are forced.
+        operand: dtype of the operation's first argument; None: the case's.
+        fields: of all these providers.
+    """
+    note = fields.pop("note", backend_note(operation, operand))
     return {
         "fastssl": Provider(build, note=note, **fields),
-        **{f"fastssl-{backend}": Provider(forced(build, backend, operation), **fields) for backend in BACKENDS},
+        **{f"fastssl-{name}": Provider(forced(build, name, operation, operand), **fields) for name in backends},
     }
 
 
-def backend_note(operation: str) -> Callable[[Case], str]:
+def backend_note(operation: str, operand: torch.dtype | None = None) -> Callable[[Case], str]:
     """A note that names the backend which serves an operation."""
 
     def note(case: Case) -> str:
-        chosen = registry.choose(operation, case.device, case.dtype, fastssl.backends.forced())
+        chosen = registry.choose(operation, case.device, operand or case.dtype, fastssl.backends.forced())
         return f"backend {chosen.__name__.rsplit('.', 1)[1]}"
 
     return note

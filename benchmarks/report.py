@@ -73,6 +73,7 @@ def document(
         "environment": dict(environment),
         "limits": dict(limits),
         "work_model": family.work_model,
+        "rate_unit": None if family.rate is None else family.rate.unit,
         "others_share_of_cpu": dict(disturbance),
         "rows": list(rows),
     }
@@ -206,6 +207,14 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
+def rate_text(rate: float) -> str:
+    """A rate in three digits: "11 500", "0.250"."""
+    if rate < 99.95:
+        return _digits(rate)
+    digits = max(0, len(f"{rate:.0f}") - 3)
+    return f"{round(rate, -digits):,.0f}".replace(",", " ")
+
+
 def legend(subject: str) -> str:
     """What the columns of ``table`` mean."""
     return (
@@ -215,19 +224,20 @@ def legend(subject: str) -> str:
     )
 
 
-def table(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> RenderableType:
+def table(rows: Sequence[Row], subject: str, passes: Sequence[str], rate_unit: str | None = None) -> RenderableType:
     """One case under one allocator for ``Console.print``.
 
     Args:
         rows: of that case and allocator, one per provider, as ``Row.to_json`` gives them.
         subject: the provider that the others are compared with.
         passes: names from ``cases.PASSES``, in the order of the columns.
+        rate_unit: of the rates that rows have beside times; None: they have none.
 
     Returns:
         A grid of the providers that have times, under it what there is to say in words: who is faster than the
         subject, who has no times and why, and notes.
     """
-    return _CaseTable(rows, subject, passes)
+    return _CaseTable(rows, subject, passes, rate_unit)
 
 
 @dataclass(frozen=True)
@@ -235,6 +245,7 @@ class _CaseTable:
     rows: Sequence[Row]
     subject: str
     passes: Sequence[str]
+    rate_unit: str | None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         from rich.text import Text
@@ -243,12 +254,12 @@ class _CaseTable:
         timed = [row for row in self.rows if row["status"] == "ok"]
         passes = [which for which in self.passes if any(which in row["times"] for row in timed)]
         if passes:
-            grid = _grid(timed, self.subject, passes)
+            grid = _grid(timed, self.subject, passes, self.rate_unit)
             if console.measure(grid, options=options.update(max_width=1000)).maximum <= options.max_width:
                 yield grid
             else:  # a number that is cut off is worse than a longer page
                 for which in passes:
-                    yield _grid(timed, self.subject, [which])
+                    yield _grid(timed, self.subject, [which], self.rate_unit)
                     yield ""
         remarks = _remarks(self.rows, self.subject, self.passes)
         if remarks.row_count:
@@ -256,7 +267,7 @@ class _CaseTable:
             yield remarks
 
 
-def _grid(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> Table:
+def _grid(rows: Sequence[Row], subject: str, passes: Sequence[str], rate_unit: str | None) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -267,12 +278,17 @@ def _grid(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> Table:
     columns = []
     for which in passes:
         measured = [row for row in rows if which in row["times"]]
-        columns.append(_time_cells(measured, subject, which))
+        times, shares = _time_cells(measured, subject, which), _share_cells(measured, which)
+        columns.append(times)
         unit = _unit(min(row["times"][which]["median_s"] for row in measured), TIME_UNITS)[0]
         heading = "\n".join([*textwrap.wrap(PASSES[which], 10), unit])
         grid.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
         grid.add_column("x", justify="right", vertical="bottom", no_wrap=True)
+        if rate_unit is not None:
+            columns.append(_rate_cells(measured, which))
+            grid.add_column(rate_unit, justify="right", vertical="bottom", no_wrap=True)
         if which in _SHARED_WORK:
+            columns.append(shares)
             grid.add_column("limit ", justify="right", vertical="bottom", no_wrap=True)
     memory = {row["provider"]: row["peak_extra_bytes"] for row in rows if row["peak_extra_bytes"] is not None}
     if memory:
@@ -294,18 +310,17 @@ Cells = Callable[[str], list[Any]]  # a provider -> its cells in one group of co
 
 
 def _time_cells(rows: Sequence[Row], subject: str, which: str) -> Cells:
-    """Time with spread, relation to the subject and share of the limit in one pass."""
+    """Time with spread, and relation to the subject, in one pass."""
     from rich.text import Text
 
     times = {row["provider"]: row["times"][which] for row in rows}
-    shares = {row["provider"]: row["share_of_limit"][which] for row in rows}
     medians = {name: time["median_s"] for name, time in times.items()}
     fastest = min(medians.values())
     size = _unit(fastest, TIME_UNITS)[1]
 
     def cells(name: str) -> list[Any]:
         if name not in times:
-            return [""] * (3 if which in _SHARED_WORK else 2)
+            return ["", ""]
         best = medians[name] == fastest
         spread = f"±{_spread(times[name]):.0%}"
         time = Text(f"{'*' if best else ''}{_digits(medians[name] / size)} {spread:>4}", "green" if best else "")
@@ -313,9 +328,21 @@ def _time_cells(rows: Sequence[Row], subject: str, which: str) -> Cells:
         if subject in medians and name != subject:
             ratio = medians[name] / medians[subject]
             relation = Text(_ratio_text(ratio), "bold red" if ratio < 1 else "")
-        return [time, relation, *([Text(f"{shares[name]:.0%} ", "dim")] if which in _SHARED_WORK else [])]
+        return [time, relation]
 
     return cells
+
+
+def _share_cells(rows: Sequence[Row], which: str) -> Cells:
+    from rich.text import Text
+
+    shares = {row["provider"]: row["share_of_limit"][which] for row in rows}
+    return lambda name: [Text(f"{shares[name]:.0%} ", "dim") if name in shares else ""]
+
+
+def _rate_cells(rows: Sequence[Row], which: str) -> Cells:
+    rates = {row["provider"]: row["rate"][which] for row in rows}
+    return lambda name: [rate_text(rates[name]) if name in rates else ""]
 
 
 def _memory_cells(memory: Mapping[str, float]) -> Cells:
@@ -411,7 +438,7 @@ def disturbance_text(disturbance: Mapping[str, float | None]) -> str:
 
 # --- Markdown -------------------------------------------------------------------------------------------------------
 
-SHOWN = ("source", "time", "share", "memory", "missing")
+SHOWN = ("source", "time", "rate", "share", "memory", "missing")
 PROGRAM = "python -m fastssl.benchmarks.report"
 PLACE = re.compile(rf"(<!-- {re.escape(PROGRAM)} (?P<arguments>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -433,9 +460,9 @@ def markdown(
         dtypes: the lines; None for all.
         providers: the columns; None for all with a result.
         allocators: of the tables; None for all that were measured.
-        shown: of "source" (versions, machine, command), "time" (median, and how many times the subject's), "share" (of
-            the time that the machine's limit allows), "memory" (peak, beyond the inputs) and "missing" (who has no
-            result, and why).
+        shown: of "source" (versions, machine, command), "time" (median, and how many times the subject's), "rate"
+            (where the family counts something), "share" (of the time that the machine's limit allows), "memory" (peak,
+            beyond the inputs) and "missing" (who has no result, and why).
 
     Raises:
         ValueError: naming what the document lacks.
@@ -471,6 +498,9 @@ def markdown(
         for which in passes or measured:
             if "time" in shown:
                 parts.append(_markdown_table(f"{PASSES[which]}{setting}", here, order, _times_line(subject, which)))
+            unit = document.get("rate_unit")
+            if "rate" in shown and unit:
+                parts.append(_markdown_table(f"{PASSES[which]}, {unit}{setting}", here, order, _rates_line(which)))
             if "share" in shown:
                 heading = f"{PASSES[which]}, share of the limit{setting}"
                 parts.append(_markdown_table(heading, here, order, _shares_line(which)))
@@ -518,6 +548,14 @@ def _times_line(subject: str, which: str) -> Line:
                 text += f" ({_ratio_text(medians[name] / medians[subject])})"
             cells.append(text)
         return cells
+
+    return line
+
+
+def _rates_line(which: str) -> Line:
+    def line(case: Mapping[str, Row], order: Sequence[str]) -> list[str]:
+        rates = {name: row["rate"][which] for name, row in case.items() if which in row["rate"]}
+        return [_bold(rate_text(rates[n]), rates[n] == max(rates.values())) if n in rates else "-" for n in order]
 
     return line
 

@@ -56,6 +56,7 @@ class Row:
         checks: comparison with float64, per output.
         timings: by pass; empty unless ok.
         share: of the machine's limit, by pass.
+        rate: by pass, what the family counts besides time; empty where it counts nothing.
         memory: peak extra bytes of forward + backward; None where not measured.
         bytes_needed: the estimate of its peak memory before it ran; 0 where there is none.
         allocator: of the CPU's memory: "default", "pooled", or "environment" as the user set it; empty on CUDA.
@@ -70,6 +71,7 @@ class Row:
     checks: list[verify.Check] = field(default_factory=list)
     timings: dict[str, Timing] = field(default_factory=dict)
     share: dict[str, float] = field(default_factory=dict)
+    rate: dict[str, float] = field(default_factory=dict)
     memory: int | None = None
     bytes_needed: float = 0.0
     allocator: str = ""
@@ -94,6 +96,7 @@ class Row:
             ],
             "times": {name: timing.to_json() for name, timing in self.timings.items()},
             "share_of_limit": self.share,
+            "rate": self.rate,
             "peak_extra_bytes": self.memory,
             "bytes_needed": self.bytes_needed,
             "refuses_zeros": self.refuses_zeros,
@@ -162,10 +165,15 @@ def _run_case(
     right = [row for row in rows if row.provider in functions]
     with OtherLoad() as others:
         for which in options.passes:
-            tasks = {name: task(function, sets, which) for name, function in functions.items()}
+            tasks = {
+                name: task(function, sets, which, family.providers[name].batches)
+                for name, function in functions.items()
+            }
             timings = interleave(tasks, device=case.device, rounds=options.rounds, budget=options.budget)
             for row in right:
                 row.timings[which] = timings[row.provider]
+                if family.rate is not None:
+                    row.rate[which] = family.rate.count(case) / timings[row.provider].median
                 row.share[which] = limits.share(
                     family.work(case, which),
                     timings[row.provider].median,
@@ -174,6 +182,8 @@ def _run_case(
                 )
     if options.memory:
         for row in right:
+            if family.providers[row.provider].elsewhere:
+                continue
             progress(f"{case.title}: memory of {row.provider}")
             try:
                 function = functions[row.provider]
@@ -207,6 +217,8 @@ def prepare(
 ) -> Function | None:
     """Build and verify a provider. Returns its function if its results are right; else the row says why not."""
     provider, case = family.providers[row.provider], row.case
+    alone: list[Any] = []
+    results: list[Any] = []
     needed, available = provider.bytes_needed(case), memory.available_bytes(case.device)
     row.bytes_needed = needed
     if needed > available:
@@ -216,14 +228,16 @@ def prepare(
     try:
         function = provider.function(case)
         row.note = provider.note(case)
-        outputs(function, sets[0])  # a result that is remembered from another input must not pass
-        results = outputs(function, sets[-1], partial(provider.finish, case, sets[-1]))
-        if "forward" in options.passes:
-            alone = []
-            with torch.no_grad():
-                for inputs in (sets[0], sets[-1]):
-                    ready(function, inputs)
-                    alone = values(provider.finish(case, inputs, function(*inputs)))
+        if provider.gate is not None:
+            row.checks = provider.gate(case, function, sets)
+        else:
+            outputs(function, sets[0])  # a result that is remembered from another input must not pass
+            results = outputs(function, sets[-1], partial(provider.finish, case, sets[-1]))
+            if "forward" in options.passes:
+                with torch.no_grad():
+                    for inputs in (sets[0], sets[-1]):
+                        ready(function, inputs)
+                        alone = values(provider.finish(case, inputs, function(*inputs)))
     except (Unavailable, ImportError) as error:
         row.status, row.reason = "unavailable", str(error)
         return None
@@ -236,10 +250,11 @@ def prepare(
         return None
     finally:
         gc.collect()
-    row.checks = verify.check(results, expected, baseline_errors, case)
-    if "forward" in options.passes:
-        count = len(alone)
-        row.checks += verify.check(alone, expected[:count], baseline_errors[:count], case)
+    if provider.gate is None:
+        row.checks = verify.check(results, expected, baseline_errors, case)
+        if "forward" in options.passes:
+            count = len(alone)
+            row.checks += verify.check(alone, expected[:count], baseline_errors[:count], case)
     gradients = {want.name for want in expected if want.is_gradient}
     wrong: list[str] = []
     excused: list[str] = []
@@ -254,8 +269,11 @@ def prepare(
     return function
 
 
-def task(function: Function, sets: Sequence[tuple[Tensor, ...]], which: str) -> Task:
-    """A pass of a verified function for ``timing``; its calls take turns on the sets of inputs."""
+def task(function: Function, sets: Sequence[tuple[Tensor, ...]], which: str, batches: int = 1) -> Task:
+    """A pass of a verified function for ``timing``; its calls take turns on the sets of inputs.
+
+    ``batches``: how many passes one call makes.
+    """
     losses: list[Tensor] = []  # of the forward pass that stands before a backward pass, untimed
 
     def before(call: int) -> None:
@@ -278,7 +296,7 @@ def task(function: Function, sets: Sequence[tuple[Tensor, ...]], which: str) -> 
         step(function, sets[call % len(sets)])
 
     return {
-        "forward": Task(forward, before),
-        "backward": Task(backward, before_backward),
-        "both": Task(both, before),
+        "forward": Task(forward, before, batches),
+        "backward": Task(backward, before_backward, batches),
+        "both": Task(both, before, batches),
     }[which]

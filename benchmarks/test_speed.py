@@ -42,7 +42,7 @@ def _problems() -> Iterator[Any]:
         for case in family.cases(parser.parse_args([], argparse.Namespace(dtype=DTYPES)), DEVICE):
             sizes = "-".join(f"{size}{value:g}" for size, value in case.sizes.items())
             for provider, about in family.providers.items():
-                if case.dtype in (about.dtypes or (case.dtype,)):
+                if case.dtype in (about.dtypes or (case.dtype,)) and about.batches == 1:  # a round is one call
                     for which in family.passes:
                         label = f"{name}-{sizes}-{case.dtype_name}-{provider}-{which}"
                         yield pytest.param((family, case), provider, which, id=label)

@@ -11,6 +11,7 @@ back to back, so that a call's time includes waiting for its launches where they
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import statistics
 import time
@@ -34,10 +35,12 @@ class Task:
     Attributes:
         run: timed; what it returns is dropped inside the timed region, because freeing is part of the work.
         prepare: called before each ``run``, not timed.
+        batches: how many times the work one ``run`` does; a sample is its time over this.
     """
 
     run: Callable[[int], object]
     prepare: Callable[[int], object] = lambda call: None
+    batches: int = 1
 
 
 @dataclass
@@ -90,7 +93,7 @@ def interleave(
         first = number % len(names) if names else 0
         for name in names[first:] + names[:first]:
             timing = timings[name]
-            if number >= MIN_ROUNDS and sum(timing.samples) >= budget:
+            if number >= MIN_ROUNDS and sum(timing.samples) * tasks[name].batches >= budget:
                 continue
             timing.samples += turn(tasks[name], calls[name], budget / rounds, most)
             calls[name] += 1 + most
@@ -101,12 +104,12 @@ def _cpu_turn(task: Task, call: int, seconds: float, most: int) -> list[float]:
     task.prepare(call)
     task.run(call)
     samples: list[float] = []
-    while not samples or (sum(samples) < seconds and len(samples) < most):
+    while not samples or (sum(samples) * task.batches < seconds and len(samples) < most):
         call += 1
         task.prepare(call)
         start = time.perf_counter()
         task.run(call)
-        samples.append(time.perf_counter() - start)
+        samples.append((time.perf_counter() - start) / task.batches)
     return samples
 
 
@@ -126,7 +129,7 @@ def _cuda_turn(task: Task, call: int, seconds: float, most: int) -> list[float]:
         task.run(call)
         end.record()
     torch.cuda.synchronize()
-    return [begin.elapsed_time(end) * 1e-3 for begin, end in events]
+    return [begin.elapsed_time(end) * 1e-3 / task.batches for begin, end in events]
 
 
 class OtherLoad:
@@ -159,4 +162,15 @@ def _cpu_seconds() -> tuple[float, float, float] | None:
         return None
     ticks = os.sysconf("SC_CLK_TCK")
     idle = fields[3] + fields[4]
-    return (sum(fields) - idle) / ticks, sum(os.times()[:4]), sum(fields) / ticks
+    own = sum(os.times()[:4]) + sum(_ticks(child.pid) for child in multiprocessing.active_children()) / ticks
+    return (sum(fields) - idle) / ticks, own, sum(fields) / ticks
+
+
+def _ticks(process: int | None) -> int:
+    """That a process which lives was busy; ``os.times`` counts children from their end."""
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])

@@ -298,7 +298,7 @@ def row(provider, both=None, status="ok", **fields):
     shares = dict.fromkeys(times, 0.5)
     sizes = {"N": 16384, "D": 128, "temperature": 0.1}
     about = {"sizes": sizes, "dtype": "bfloat16", "provider": provider, "status": status, "reason": "", "times": times}
-    return {**about, "share_of_limit": shares, "peak_extra_bytes": None, **fields}
+    return {**about, "share_of_limit": shares, "rate": {}, "peak_extra_bytes": None, **fields}
 
 
 def test_the_table_compares_with_the_best_compiled_form_and_says_what_has_no_time():
@@ -308,8 +308,9 @@ def test_the_table_compares_with_the_best_compiled_form_and_says_what_has_no_tim
         row("chunked", status="unavailable", reason="needs about 900.0 GB, 140.0 GB are available"),
     ]  # fmt: skip
     floors = {"forward": 2e-4, "both": 0.001}
-    outcomes = [outcome("ok", family="nt_xent", floor_s=floors, rows=rows), gpu.Outcome("a later case", True)]
-    header, _, line, *rest = gpu.table(outcomes, "fastssl-triton")
+    found = {"family": "nt_xent", "provider": "fastssl-triton", "floor_s": floors, "rows": rows}
+    outcomes = [outcome("ok", **found), gpu.Outcome("a later case", True)]
+    header, _, line, *rest = gpu.table(outcomes)
     assert len(header) == len(line)
     assert line.split() == [
         "nt_xent", "bfloat16", "N=16384", "D=128",

@@ -9,9 +9,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastssl.benchmarks import cases, gpu, gpu_family, gpu_koleo, gpu_sinkhorn_knopp, gpu_soft_target, limits, timing
+from fastssl.benchmarks import (
+    cases,
+    gpu,
+    gpu_augment,
+    gpu_family,
+    gpu_koleo,
+    gpu_sinkhorn_knopp,
+    gpu_soft_target,
+    limits,
+    timing,
+)
 from fastssl.benchmarks.gpu_family import Target
 from fastssl.ops import registry
+from fastssl.ops.augment import chunked as augment
 from fastssl.ops.neighbors import chunked as neighbors
 from fastssl.ops.sinkhorn import chunked as sinkhorn
 from fastssl.ops.soft_target import chunked as soft_target
@@ -85,7 +96,57 @@ def test_neighbors_in_the_wrong_order_are_caught(wrong, monkeypatch):
     assert bool(problems_of("koleo", neighbors, monkeypatch, {"nearest_neighbors": changed}, title)) == wrong
 
 
-@pytest.mark.parametrize("module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo])
+def scaled(views):
+    return [view * 1.02 for view in views]
+
+
+def mirrored(views):
+    return [view.flip(-1) for view in views]
+
+
+def different_each_time(views):
+    return [view + 1e-6 * next(CALLS) for view in views]
+
+
+@pytest.mark.parametrize(
+    ("title", "function", "change", "says"),
+    [
+        ("everything, HWC", "augment_views", list, None),
+        ("SimCLR, list", "augment_views", scaled, "views: "),
+        ("SimCLR, CHW", "augment_views", mirrored, "views: "),
+        ("1 channels", "augment_views", lambda views: last_column_unwritten(views, None), "views: nan"),
+        ("geometry, HWC", "augment_views", different_each_time, "two calls differ"),
+        ("records of everything, one size", "view_parameters", torch.Tensor.clone, None),
+        ("records of SimCLR, one size", "view_parameters", lambda drawn: drawn * (1 + 1e-6), "records: "),
+        ("records of everything, sizes", "view_parameters", lambda drawn: drawn.flip(0), "records: "),
+    ],
+)
+def test_wrong_views_and_records_are_caught(title, function, change, says, monkeypatch):
+    def changed(*arguments, **keywords):
+        return change(getattr(augment, function)(*arguments, **keywords))
+
+    found = problems_of("augment", augment, monkeypatch, {function: changed}, title)
+    assert (found == []) if says is None else any(problem.startswith(says) for problem in found), found
+
+
+def test_views_of_both_backends_are_verified_and_timed_where_both_are_built(monkeypatch):
+    monkeypatch.setattr(gpu_augment.importlib.util, "find_spec", lambda name: object())
+    providers = [target.provider for target in gpu_augment.GPU.targets(Target())]
+    assert providers == ["fastssl-cuda", "fastssl-triton"] and set(providers) <= set(gpu_augment.GPU.family.providers)
+    started = {one.title.split(":")[0] for one in gpu_augment.verifications(Target())}
+    assert started == {"cuda", "triton"}
+    compiled = {job.arguments[1] for job in gpu.compile_jobs(gpu.Setup(Target(), ["augment"])) if job.required}
+    assert compiled >= set(providers)
+
+
+def test_the_share_of_a_training_step_is_a_line_of_the_report():
+    found = gpu_augment.share_of_a_step(REHEARSAL)
+    assert found["views_s"]["fastssl-chunked"] > 0 and "% of it" in found["lines"][0]
+    outcome = gpu.Outcome("beside", False, "ok", [], found)
+    assert found["lines"][0] in gpu.table([outcome])
+
+
+@pytest.mark.parametrize("module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo, gpu_augment])
 def test_small_and_large_targets_verify_the_same_list(module):
     small, large = (module.verifications(Target(small=small)) for small in (True, False))
     assert [one.dtype for one in small] == [one.dtype for one in large]
@@ -93,7 +154,7 @@ def test_small_and_large_targets_verify_the_same_list(module):
     assert len({(one.title, one.dtype) for one in large}) == len(large)
 
 
-@pytest.mark.parametrize("module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo])
+@pytest.mark.parametrize("module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo, gpu_augment])
 def test_every_baseline_of_a_timed_case_exists_and_one_is_compiled(module):
     timed = module.cases(Target())
     assert len({case.title for case in timed}) == len(timed)
@@ -124,10 +185,14 @@ def test_families_take_turns_so_that_none_is_left_without_time():
     setup = gpu.Setup(Target())
     names = [job.title.split()[0] for job in gpu.timing_jobs(setup)]
     assert names[: len(setup.families)] == list(setup.families)
-    assert len(names) == sum(len(gpu_family.load(name).cases(Target())) for name in setup.families)
+    timed = [[*(family := gpu_family.load(name)).cases(Target()), *family.others(Target())] for name in setup.families]
+    assert len(names) == sum(map(len, timed))
 
 
-@pytest.mark.parametrize("family, passes", [("soft_target", {"forward", "both"}), ("sinkhorn_knopp", {"forward"})])
+@pytest.mark.parametrize(
+    "family, passes",
+    [("soft_target", {"forward", "both"}), ("sinkhorn_knopp", {"forward"}), ("augment", {"forward"})],
+)
 def test_timing_writes_what_the_plot_reads(family, passes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(timing, "SAMPLES_OF_SHORT_CALLS", 1)
     ceilings = object.__new__(limits.Limits)

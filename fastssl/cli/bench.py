@@ -133,7 +133,8 @@ def run(family: Family, arguments: argparse.Namespace, *, command: str) -> int:
                     here, disturbance[" ".join(filter(None, (case.title, allocator)))] = measure(case)
                     rows += here
                     _progress("")
-                    console.print(report.table([row.to_json() for row in here], family.subject, options.passes))
+                    unit = None if family.rate is None else family.rate.unit
+                    console.print(report.table([row.to_json() for row in here], family.subject, options.passes, unit))
                     if not all(row.refuses_zeros for row in here):
                         print("Gradients of zeros would have passed here: this case says nothing about correctness.")
                     print(flush=True)
