@@ -1,18 +1,21 @@
-"""Builds the C++ extension with ninja. Everything else about the package stands in pyproject.toml.
+"""Builds the C++ and the CUDA extension with ninja. Everything else about the package stands in pyproject.toml.
 
-The extension is optional: where it cannot be built the installation succeeds without it, says why in one line, and
-records the reason in fastssl/_build_info.json, which `fastssl info` reads. FASTSSL_SKIP_BUILD=1 asks for exactly that.
+Both are optional: where one cannot be built the installation succeeds without it, says why in one line, and records
+the reason in fastssl/_build_info.json, which `fastssl info` reads. FASTSSL_SKIP_BUILD=1 asks for exactly that,
+FASTSSL_SKIP_CUDA=1 for the CUDA extension alone. It is built where nvcc is on the PATH or under CUDA_HOME.
 """
 
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -44,9 +47,21 @@ X86_ISAS = {
     "avx512_bf16": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-DNDEBUG",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall,-Wextra",
+    "--threads=2",  # GPU generations at a time
+]
+
+# GPU generations that get machine code, where the compiler knows them. Others get what their driver makes of the
+# newest one's PTX.
+CUDA_ARCHITECTURES = ["80", "90a", "100"]
+
 
 class BuildError(Exception):
-    """The extension cannot be built here; the message says why."""
+    """An extension cannot be built here; the message says why."""
 
 
 class Toolchain:
@@ -111,63 +126,84 @@ def ninja_words(words: list[str]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
-def write_ninja_file(path: Path, tools: Toolchain, output: Path) -> None:
-    """One object per source file under csrc/; a file named <family>_<isa>.cpp is compiled for that instruction set."""
-    try:
-        import pybind11
-    except ImportError:
-        raise BuildError("pybind11 not found (pip install pybind11)") from None
-    root = ROOT / "csrc"
-    includes = [f"-I{folder}" for folder in (sysconfig.get_path("include"), pybind11.get_include(), root)]
-    have = [f"-DFASTSSL_HAVE_{isa.upper()}" for isa in tools.isas if isa != "baseline"]
-    shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+def write_ninja_file(path: Path, output: Path, variables: dict[str, list[str]], builds: dict[Path, list[str]]) -> None:
+    """One object for each source in `builds`, with its own flags, and the module that they are linked to.
+
+    Args:
+        path: of the ninja file; objects lie beside it.
+        output: of the module.
+        variables: words of `compiler`, `flags` and `link_flags`.
+        builds: flags of each source file under csrc/.
+    """
     lines = [
         "ninja_required_version = 1.5",
-        f"cxx = {ninja_words(tools.compiler)}",
-        f"flags = {ninja_words([*tools.flags, *have, *includes])}",
-        f"link_flags = {ninja_words([*shared, *(['-fopenmp'] if tools.openmp else [])])}",
+        *(f"{name} = {ninja_words(words)}" for name, words in variables.items()),
         "rule compile",
-        "  command = $cxx -MMD -MF $out.d $flags $isa_flags -c $in -o $out",
+        "  command = $compiler -MD -MF $out.d $flags $own_flags -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
-        "  description = C++ $in",
+        "  description = compile $in",
         "rule link",
-        "  command = $cxx $in $link_flags -o $out",
+        "  command = $compiler $in $link_flags -o $out",
         "  description = link $out",
     ]
     objects = []
-    # CUDA sources (csrc/**/*.cu) join here, with their own rule, where nvcc is found.
-    for source in sorted(root.rglob("*.cpp")):
-        isa = next((name for name in sorted(X86_ISAS, key=len, reverse=True) if source.stem.endswith("_" + name)), "")
-        if isa and isa not in tools.isas:
-            continue
+    for source, flags in builds.items():
         # By relative path: two families may have files of the same name.
-        target = ninja_path(source.relative_to(root).with_suffix(".o").as_posix())
-        lines += [
-            f"build {target}: compile {ninja_path(source)}",
-            f"  isa_flags = {ninja_words(tools.isas.get(isa, []))}",
-        ]
+        target = ninja_path(source.relative_to(ROOT / "csrc").with_suffix(".o").as_posix())
+        lines += [f"build {target}: compile {ninja_path(source)}", f"  own_flags = {ninja_words(flags)}"]
         objects.append(target)
     lines += [f"build {ninja_path(output)}: link {' '.join(objects)}", f"default {ninja_path(output)}", ""]
     path.write_text("\n".join(lines))
 
 
-def compile_extension(folder: Path, output: Path) -> dict[str, object]:
-    """Builds the module at `output`; returns what to record. BuildError or OSError say why that cannot be done."""
-    if os.environ.get("FASTSSL_SKIP_BUILD") == "1":
-        raise BuildError("skipped on request (FASTSSL_SKIP_BUILD=1)")
-    if sys.platform == "win32":
-        raise BuildError("Windows is not supported")
-    tools = Toolchain()
+def run_ninja(folder: Path, output: Path, variables: dict[str, list[str]], builds: dict[Path, list[str]]) -> None:
     ninja = find_ninja()
     folder.mkdir(parents=True, exist_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_ninja_file(folder / "build.ninja", tools, output.resolve())
+    write_ninja_file(folder / "build.ninja", output.resolve(), variables, builds)
     result = subprocess.run([ninja, "-C", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     sys.stdout.write(result.stdout)
     if result.returncode != 0:
         errors = [line for line in result.stdout.splitlines() if "error" in line.lower()]
         raise BuildError("compilation failed: " + (errors or result.stdout.splitlines() or ["ninja failed"])[0])
+
+
+def include_flags() -> list[str]:
+    try:
+        import pybind11
+    except ImportError:
+        raise BuildError("pybind11 not found (pip install pybind11)") from None
+    return [f"-I{folder}" for folder in (sysconfig.get_path("include"), pybind11.get_include(), ROOT / "csrc")]
+
+
+def check_wanted(variable: str) -> None:
+    if os.environ.get(variable) == "1":
+        raise BuildError(f"skipped on request ({variable}=1)")
+    if sys.platform == "win32":
+        raise BuildError("Windows is not supported")
+
+
+def compile_cpp(folder: Path, output: Path) -> dict[str, object]:
+    """Builds fastssl._C at `output`; returns what to record. BuildError or OSError say why that cannot be done.
+
+    A file named <family>_<isa>.cpp is compiled for that instruction set.
+    """
+    check_wanted("FASTSSL_SKIP_BUILD")
+    tools = Toolchain()
+    builds = {}
+    for source in sorted({*(ROOT / "csrc").rglob("*.cpp")} - {*(ROOT / "csrc" / "cuda").rglob("*.cpp")}):
+        isa = next((name for name in sorted(X86_ISAS, key=len, reverse=True) if source.stem.endswith("_" + name)), "")
+        if not isa or isa in tools.isas:
+            builds[source] = tools.isas.get(isa, [])
+    have = [f"-DFASTSSL_HAVE_{isa.upper()}" for isa in tools.isas if isa != "baseline"]
+    shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+    variables = {
+        "compiler": tools.compiler,
+        "flags": [*tools.flags, *have, *include_flags()],
+        "link_flags": [*shared, *(["-fopenmp"] if tools.openmp else [])],
+    }
+    run_ninja(folder, output, variables, builds)
     return {
         "compiler": tools.version(),
         "flags": tools.flags,
@@ -176,24 +212,73 @@ def compile_extension(folder: Path, output: Path) -> dict[str, object]:
     }
 
 
+def find_nvcc() -> str:
+    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
+        if home and shutil.which("nvcc", path=str(Path(home, "bin"))):
+            return str(Path(home, "bin", "nvcc"))
+    path = shutil.which("nvcc")
+    if path is None:
+        raise BuildError("nvcc not found (looked in CUDA_HOME and on the PATH)")
+    return path
+
+
+def ask_nvcc(nvcc: str, question: str) -> str:
+    result = subprocess.run([nvcc, question], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if result.returncode != 0:
+        raise BuildError(f"{nvcc} {question} failed: {(result.stdout.splitlines() or ['no message'])[0]}")
+    return result.stdout
+
+
+def compile_cuda(folder: Path, output: Path) -> dict[str, object]:
+    """Builds fastssl._CUDA at `output`, like `compile_cpp`. It depends on no version of torch."""
+    check_wanted("FASTSSL_SKIP_BUILD")
+    check_wanted("FASTSSL_SKIP_CUDA")
+    nvcc = find_nvcc()
+    version = re.search(r"release (\d+)\S*, (\S+)", ask_nvcc(nvcc, "--version"))
+    if version is None or int(version[1]) < 12:
+        raise BuildError(f"{nvcc} is no CUDA 12 or newer")
+    known = ask_nvcc(nvcc, "--list-gpu-arch").split()
+    found = [name for name in CUDA_ARCHITECTURES if f"compute_{name.rstrip('a')}" in known]
+    if not found:
+        raise BuildError(f"{nvcc} knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}")
+    codes = [(name, f"sm_{name}") for name in found] + [(found[-1], f"compute_{found[-1]}")]
+    variables = {
+        "compiler": [nvcc],
+        "flags": [
+            *NVCC_FLAGS,
+            *(f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes),
+            *include_flags(),
+        ],
+        "link_flags": ["-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL"],
+    }
+    sources = [*(ROOT / "csrc" / "cuda").rglob("*.cu"), *(ROOT / "csrc" / "cuda").rglob("*.cpp")]
+    run_ninja(folder, output, variables, {source: [] for source in sorted(sources)})
+    return {"nvcc": version[2], "codes": [code for _, code in codes]}
+
+
 class NinjaBuild(build_ext):
     """build_ext that compiles with ninja and never fails the installation."""
 
     def run(self) -> None:
         in_place = self.inplace or self.editable_mode
-        extension = self.extensions[0]
-        output = Path(self.get_ext_fullpath(extension.name))
         info: dict[str, object] = {"compiler": None, "flags": [], "isas": [], "openmp": False, "error": None}
-        try:
-            info.update(compile_extension(Path(self.build_temp).resolve(), output))
-        except (BuildError, OSError) as error:
-            info["error"] = str(error)
-            output.unlink(missing_ok=True)  # not a stale one from an earlier build
-            print(f"fastssl: installing without the C++ extension: {error}", file=sys.stderr)
-            self.extensions = []
+        info.update(self._build("fastssl._C", "C++ extension", compile_cpp))
+        cuda: dict[str, object] = {"nvcc": None, "codes": [], "error": None}
+        info["cuda"] = {**cuda, **self._build("fastssl._CUDA", "CUDA extension", compile_cuda)}
         package = ROOT / "fastssl" if in_place else Path(self.build_lib, "fastssl")
         package.mkdir(parents=True, exist_ok=True)
         (package / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
+
+    def _build(self, name: str, what: str, compiled: Callable[[Path, Path], dict[str, object]]) -> dict[str, object]:
+        """What to record of one extension, with the error where there is one."""
+        output = Path(self.get_ext_fullpath(name))
+        try:
+            return compiled(Path(self.build_temp).resolve() / name, output)
+        except (BuildError, OSError) as error:
+            output.unlink(missing_ok=True)  # not a stale one from an earlier build
+            print(f"fastssl: installing without the {what}: {error}", file=sys.stderr)
+            self.extensions = [extension for extension in self.extensions if extension.name != name]
+            return {"error": str(error)}
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}  # run() writes to the final place, also for an editable installation
@@ -214,6 +299,6 @@ setup(
     packages=packages(),
     package_dir=MOVED,
     package_data={"fastssl": ["py.typed", "_build_info.json", "configs/*.yaml"]},
-    ext_modules=[Extension("fastssl._C", sources=[])],
+    ext_modules=[Extension("fastssl._C", sources=[]), Extension("fastssl._CUDA", sources=[])],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -1,6 +1,6 @@
-"""The compiled CPU kernels ``fastssl._C``: loaded on first use, or the reason why they are missing.
+"""The compiled modules, ``fastssl._C`` for CPUs and ``fastssl._CUDA``: loaded on first use, or why they are missing.
 
-PyTorch is imported first: extension and PyTorch then share one OpenMP runtime, the one that PyTorch brought.
+PyTorch is imported first: the first module and PyTorch then share one OpenMP runtime, the one that PyTorch brought.
 """
 
 from __future__ import annotations
@@ -11,33 +11,35 @@ import warnings
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 BUILD_INFO = Path(__file__).parent / "_build_info.json"
+# What each is called, and what an installation needs to have it.
+MODULES = {"_C": ("the C++ extension", "a C++ compiler is"), "_CUDA": ("the CUDA extension", "nvcc is")}
 
 
 @cache
-def _load() -> tuple[ModuleType | None, str | None]:
+def _load(module: str) -> tuple[ModuleType | None, str | None]:
     import torch  # noqa: F401 - before the extension, see above
 
+    name, need = MODULES[module]
     try:
-        return importlib.import_module("fastssl._C"), None
+        return importlib.import_module(f"fastssl.{module}"), None
     except ModuleNotFoundError:
-        error = build_info().get("error")
-        if error:
-            return None, f"the C++ extension was not built: {error}"
-        return None, "the C++ extension was not built: install fastssl with pip where a C++ compiler is available"
+        error = build_info(module).get("error") or f"install fastssl with pip where {need} available"
+        return None, f"{name} was not built: {error}"
     except (ImportError, ValueError) as error:  # ValueError: FASTSSL_CPU_ISA names no instruction set
-        return None, f"the C++ extension cannot be loaded: {error}"
+        return None, f"{name} cannot be loaded: {error}"
 
 
-def load() -> ModuleType | None:
+def load(module: str = "_C") -> ModuleType | None:
     """The module with the compiled kernels, or None where it is missing (``why_missing`` says why)."""
-    return _load()[0]
+    return _load(module)[0]
 
 
-def why_missing() -> str | None:
+def why_missing(module: str = "_C") -> str | None:
     """Why ``load`` returns None, in one sentence; None when it does not."""
-    return _load()[1]
+    return _load(module)[1]
 
 
 @cache
@@ -50,9 +52,13 @@ def warn_missing() -> None:
     )
 
 
-def build_info() -> dict[str, object]:
-    """What the build recorded: compiler, flags, instruction sets, OpenMP and, where it failed, the error."""
+def build_info(module: str = "_C") -> dict[str, Any]:
+    """What the build recorded of a module and, where it failed, the error.
+
+    Of ``_C``: compiler, flags, instruction sets, OpenMP; of ``_CUDA``: version of nvcc, codes for GPUs.
+    """
     try:
-        return json.loads(BUILD_INFO.read_text())
+        built = json.loads(BUILD_INFO.read_text())
     except (OSError, ValueError):
         return {}
+    return built if module == "_C" else built.get("cuda", {})

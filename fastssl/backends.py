@@ -5,6 +5,7 @@ reference   plain PyTorch that stores every matrix: documentation and truth, for
 chunked     plain PyTorch in blocks of rows, O(N D) memory: serves where no kernel can
 cpp         C++ kernels on the CPU
 triton      Triton kernels on CUDA devices (on CPU tensors under Triton's interpreter)
+cuda        CUDA C++ kernels on CUDA devices, for operations that gain by them
 ==========  =====================================================================================
 
 Without a forced choice each operation takes the first of ``PREFERENCE[device]`` that can serve the call.
@@ -15,8 +16,8 @@ from __future__ import annotations
 import os
 from types import TracebackType
 
-BACKENDS = ("reference", "chunked", "cpp", "triton")
-PREFERENCE = {"cpu": ("cpp", "chunked"), "cuda": ("triton", "chunked")}
+BACKENDS = ("reference", "chunked", "cpp", "triton", "cuda")
+PREFERENCE = {"cpu": ("cpp", "chunked"), "cuda": ("cuda", "triton", "chunked")}
 ELSEWHERE = ("chunked",)  # any other device
 ENVIRONMENT_VARIABLE = "FASTSSL_BACKEND"
 
@@ -42,7 +43,7 @@ class backend:
     pass. ``FASTSSL_BACKEND=name`` in the environment does the same from outside.
 
     Args:
-        name: "reference", "chunked", "cpp" or "triton"; None leaves the choice to each operation.
+        name: "reference", "chunked", "cpp", "triton" or "cuda"; None leaves the choice to each operation.
 
     Raises:
         ValueError: for any other name. An operation raises RuntimeError when the forced backend cannot serve it.

@@ -23,7 +23,7 @@ from fastssl.ops import registry
 # Every pair of a backend and the device on which it serves.
 BACKENDS = [("chunked", "cpu"), ("cpp", "cpu")]
 if torch.cuda.is_available():
-    BACKENDS += [("chunked", "cuda"), ("triton", "cuda")]
+    BACKENDS += [("chunked", "cuda"), ("triton", "cuda"), ("cuda", "cuda")]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

@@ -10,13 +10,13 @@ import pytest
 import fastssl
 from fastssl import _extension, backends, environment
 from fastssl.cli import info
-from fastssl.ops import checks, registry
+from fastssl.ops import registry
 
 
 @pytest.fixture
 def without_kernels(monkeypatch):
     """As on a machine without a compiler."""
-    monkeypatch.setattr(_extension, "_load", lambda: (None, "the C++ extension was not built: no compiler"))
+    monkeypatch.setattr(_extension, "_load", lambda module: (None, "the C++ extension was not built: no compiler"))
     registry._reason.cache_clear()
     yield
     registry._reason.cache_clear()
@@ -24,7 +24,7 @@ def without_kernels(monkeypatch):
 
 def test_every_operation_device_and_dtype_has_an_entry_and_a_reason_for_what_is_passed_over():
     entries = info.operations()
-    assert len(entries) == len(registry.OPERATIONS) * len(backends.PREFERENCE) * len(checks.FLOAT_DTYPES)
+    assert len(entries) == len(backends.PREFERENCE) * sum(map(len, registry.DTYPES.values()))
     for entry in entries:
         order = backends.PREFERENCE[entry["device"]]
         assert entry["backend"] in order
@@ -40,6 +40,19 @@ def test_a_missing_extension_is_explained_without_a_warning(without_kernels, cap
     assert not [warning for warning in recwarn if "fastssl" in str(warning.message)]
 
 
+def test_a_family_without_cuda_kernels_is_passed_over_with_the_reason():
+    for entry in info.operations():
+        if entry["device"] == "cuda" and entry["operation"] not in ("view_parameters", "augment_views"):
+            assert entry["passed_over"]["cuda"] == "this family has no CUDA C++ kernels"
+
+
+def test_missing_cuda_kernels_are_explained(monkeypatch, capsys):
+    monkeypatch.setattr(_extension, "_load", lambda module: (None, "the CUDA extension was not built: no nvcc"))
+    assert info.main([]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"CUDA kernels\n  missing: the CUDA extension was not built: no nvcc\n", printed)
+
+
 def test_a_missing_triton_is_explained(monkeypatch):
     monkeypatch.setattr(registry, "backend_module", _without_triton(registry.backend_module))
     registry._reason.cache_clear()
@@ -47,8 +60,9 @@ def test_a_missing_triton_is_explained(monkeypatch):
         on_cuda = [entry for entry in info.operations() if entry["device"] == "cuda"]
     finally:
         registry._reason.cache_clear()
-    assert on_cuda and all(entry["backend"] == "chunked" for entry in on_cuda)
-    assert all("No module named 'triton'" in entry["passed_over"]["triton"] for entry in on_cuda)
+    without = [entry for entry in on_cuda if entry["backend"] != "cuda"]
+    assert without and all(entry["backend"] == "chunked" for entry in without)
+    assert all("No module named 'triton'" in entry["passed_over"]["triton"] for entry in without)
 
 
 def _without_triton(backend_module):
@@ -75,8 +89,8 @@ def test_the_json_document_has_these_keys(capsys):
     assert info.main(["--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert set(document) == {
-        "versions", "commit", "machine", "threads", "allocator", "extension", "float32_matmul_precision",
-        "forced_backend", "operations",
+        "versions", "commit", "machine", "threads", "allocator", "extension", "cuda_extension",
+        "float32_matmul_precision", "forced_backend", "operations",
     }  # fmt: skip
     assert document["versions"]["fastssl"] == fastssl.__version__
     assert set(document["versions"]) >= {"python", "torch", "triton", "numpy", "lightning", "timm", "lightly"}

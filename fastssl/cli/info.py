@@ -30,7 +30,24 @@ def collect() -> dict[str, Any]:
     """Everything that the command prints."""
     from .. import backends, environment
 
-    return {**environment.record(), "forced_backend": backends.forced() or None, "operations": operations()}
+    return {
+        **environment.record(),
+        "cuda_extension": cuda_extension(),
+        "forced_backend": backends.forced() or None,
+        "operations": operations(),
+    }
+
+
+def cuda_extension() -> dict[str, Any]:
+    """The compiled CUDA kernels: compiler, codes for GPUs and CUDA's versions, or why they are missing."""
+    from .. import _extension
+
+    built = _extension.build_info("_CUDA")
+    about = {"nvcc": built.get("nvcc"), "codes": built.get("codes")}
+    module = _extension.load("_CUDA")
+    if module is None:
+        return {"available": False, "reason": _extension.why_missing("_CUDA"), **about}
+    return {"available": True, **about, **module.info()}
 
 
 def operations() -> list[dict[str, Any]]:
@@ -39,12 +56,12 @@ def operations() -> list[dict[str, Any]]:
     ``backend`` is None when none serves: with a forced backend that cannot, the reason is the forced one's.
     """
     from .. import backends, ops  # noqa: F401 - ops registers the operations
-    from ..ops import checks, registry
+    from ..ops import registry
 
     found = []
     for operation in registry.OPERATIONS:
         for device in backends.PREFERENCE:
-            for dtype in checks.FLOAT_DTYPES:
+            for dtype in registry.DTYPES[operation]:
                 with warnings.catch_warnings():  # that kernels are missing is about to be reported
                     warnings.simplefilter("ignore")
                     backend, passed_over = _choice(operation, device, dtype)
@@ -82,7 +99,7 @@ def _choice(operation: str, device: str, dtype: torch.dtype) -> tuple[str | None
 
 def as_text(document: dict[str, Any]) -> str:
     """The report for people."""
-    machine, threads, extension = document["machine"], document["threads"], document["extension"]
+    machine, threads = document["machine"], document["threads"]
     versions, commit, cuda = document["versions"], document["commit"], machine["cuda"]
     lines = ["Versions"]
     for name, version in versions.items():
@@ -108,14 +125,21 @@ def as_text(document: dict[str, Any]) -> str:
         ),
         "",
         "C++ kernels",
+        *_extension_lines(document["extension"]),
+        "",
+        "CUDA kernels",
+        *_extension_lines(document["cuda_extension"]),
     ]
-    if not extension["available"]:
-        lines.append(f"  missing: {extension['reason']}")
-    for name, value in extension.items():
-        if name not in ("available", "reason") and value is not None:
-            lines.append(f"  {name:24} {' '.join(value) if isinstance(value, list) else value}")
     lines += ["", "Backends" + (f" (forced: {document['forced_backend']})" if document["forced_backend"] else "")]
     return "\n".join(lines + _operation_lines(document["operations"]))
+
+
+def _extension_lines(extension: dict[str, Any]) -> list[str]:
+    lines = [] if extension["available"] else [f"  missing: {extension['reason']}"]
+    for name, value in extension.items():
+        if name not in ("available", "reason") and value not in (None, []):
+            lines.append(f"  {name:24} {' '.join(value) if isinstance(value, list) else value}")
+    return lines
 
 
 def _openmp(runtimes: list[str] | None) -> str:

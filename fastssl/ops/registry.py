@@ -1,7 +1,7 @@
 """One mechanism by which every operation is registered with PyTorch and finds its backend.
 
-An operation family is a folder with a module per backend (``reference.py``, ``chunked.py``, ``cpp.py``, ``triton.py``),
-each holding functions of the same names and signatures, and one function
+An operation family is a folder with a module per backend (``reference.py``, ``chunked.py``, ``cpp.py``, ``triton.py``,
+and ``cuda.py`` in some), each holding functions of the same names and signatures, and one function
 
     unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None
 
@@ -20,11 +20,13 @@ import torch
 from torch.autograd import forward_ad
 
 from ..backends import ELSEWHERE, PREFERENCE
+from .checks import FLOAT_DTYPES
 
 LIBRARY = torch.library.Library("fastssl", "DEF")
 
-# Operation name -> the package of its family. `fastssl info` walks it.
+# Operation name -> the package of its family, and what its first argument may be. `fastssl info` walks them.
 OPERATIONS: dict[str, str] = {}
+DTYPES: dict[str, tuple[torch.dtype, ...]] = {}
 
 _DEVICE_KEYS = (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
 
@@ -43,6 +45,8 @@ def _reason(family: str, backend: str, device_type: str, dtype: torch.dtype) -> 
     try:
         module = backend_module(family, backend)
     except ImportError as error:  # Triton is absent on some platforms
+        if error.name == f"{family}.{backend}":
+            return "this family has no CUDA C++ kernels" if backend == "cuda" else f"this family has no {backend}.py"
         return f"{type(error).__name__}: {error}"
     return module.unsupported_reason(device_type, dtype)
 
@@ -79,6 +83,7 @@ def define(
     check: Callable[..., None],
     fake: Callable[..., Any],
     only_for_gradient: tuple[str, ...] = (),
+    dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES,
 ) -> None:
     """Register an operation: schema, validation, shapes (fake) and dispatch to the backends.
 
@@ -90,9 +95,10 @@ def define(
             the schema's arguments by name, except those below.
         fake: output shapes and dtypes from the inputs', called like ``check`` and after it.
         only_for_gradient: keyword arguments that the gradient formula reads and the backends do not.
+        dtypes: those of the first argument, for ``fastssl info``.
     """
     name = schema.split("(", 1)[0]
-    OPERATIONS[name] = family
+    OPERATIONS[name], DTYPES[name] = family, dtypes
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     names = [a.name for a in getattr(torch.ops.fastssl, name).default._schema.arguments if not a.kwarg_only]
 

@@ -270,7 +270,9 @@ def test_numbers_that_are_none_lead_nowhere_else(device):
     images = pictures(len(bad), 3, 20, 30)
     for code in range(-1, 13):
         steps = [[float(code), *[x] * 5] for x in bad]
-        records = torch.stack([record(step, crop=(x,) * 4, flips=(x, x), turns=x) for step, x in zip(steps, bad)])
+        records = torch.stack(
+            [record(step, crop=(x,) * 4, flips=(x, x), turns=x) for step, x in zip(steps, bad, strict=True)]
+        )
         view = augment(device, images, records, **options([(17, 17)]))
         assert not (view == 12345.0).any(), code
     assert MEAN != STD
@@ -287,7 +289,7 @@ class HostKernels:
         self.module = _extension.load("_CUDA")
         self.launches: list[tuple[int, int]] = []
 
-    def AugmentProblem(self, **arguments) -> SimpleNamespace:  # noqa: N802 - the module's name
+    def AugmentProblem(self, **arguments) -> SimpleNamespace:
         if self.module is not None:
             self.module.AugmentProblem(**arguments)  # TypeError for an argument that it does not have
         return SimpleNamespace(**arguments)

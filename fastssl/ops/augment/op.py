@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,10 +44,11 @@ def _check_draw(
     for name, value in (("epoch", epoch), ("view", view)):
         if not 0 <= value < 2**32:
             raise ValueError(f"{_DRAW}: {name} must be in [0, 2^32), got {value}")
-    check_program(program)
+    check_program(tuple(program))
 
 
-def check_program(program: Sequence[float]) -> None:
+@cache
+def check_program(program: tuple[float, ...]) -> None:
     """Entries that every backend can follow: known kinds, one crop, first, and groups that exist.
 
     Raises:
@@ -125,9 +127,9 @@ def _check_views(
             )
         if records.device != first.device:
             raise ValueError(f"{_VIEWS}: parameters must be on {first.device} like images, got {records.device}")
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != channels:
-            raise ValueError(f"{_VIEWS}: {name} must have {channels} numbers, one per channel, got {len(values)}")
+    for name, numbers in (("mean", mean), ("std", std)):
+        if len(numbers) != channels:
+            raise ValueError(f"{_VIEWS}: {name} must have {channels} numbers, one per channel, got {len(numbers)}")
     if not all(value > 0 for value in std):
         raise ValueError(f"{_VIEWS}: std must be above 0, got {list(std)}")
     if dtype not in OUTPUT_DTYPES:
@@ -153,6 +155,7 @@ define(
     family=__package__,
     check=_check_draw,
     fake=_fake_draw,
+    dtypes=(torch.int64,),
 )
 define(
     f"{_VIEWS}(Tensor[] images, Tensor[] parameters, *, int[] heights, int[] widths, bool[] bicubic, int[] passes, "
@@ -160,5 +163,6 @@ define(
     family=__package__,
     check=_check_views,
     fake=_fake_views,
+    dtypes=(torch.uint8,),
 )
 forbid_gradient(_VIEWS, "views carry no gradient to parameters or images")
