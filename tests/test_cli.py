@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from drawn_pictures import make_folder
 
 import fastssl
 from fastssl.cli import COMMANDS, fit, main
@@ -102,6 +103,26 @@ def test_a_tiny_run_leaves_table_log_checkpoint_and_results(tmp_path, monkeypatc
     assert main(["fit", "simclr", *_TINY, "--out", str(out)]) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and "--out must be a new or empty folder" in printed
+
+
+def test_ones_own_pictures_of_different_sizes_train(tmp_path):
+    root = make_folder(tmp_path / "pictures")
+    options = ["--data=fastssl.data.Folder", f"--data.root={root}", "--data.batch_size=5", "--trainer.max_epochs=1"]
+    options += ["--model.size=32", "--model.knn_k=3", "--trainer.accelerator=cpu", f"--data.cache_dir={tmp_path}"]
+    (root / "train" / "cat" / "deeper" / "2.jpg").write_text("no picture")
+    done = fastssl_command("fit", "simclr", *options, "--out=first", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "fastssl fit simclr: Folder: cannot read " in done.stderr
+    assert "2.jpg: it is no picture of a known format; --data.on_error=skip takes another" in done.stderr
+    done = fastssl_command(
+        "fit", "simclr", *options, "--data.on_error=skip", "--data.cache=disk", "--out=second", cwd=tmp_path
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "decoding 10 pictures into " in done.stderr and "2.jpg" in done.stderr
+    assert "10 training images, 6 test images of 2 classes" in done.stdout
+    done = fastssl_command("fit", "simclr", *options, "--data.cache_dir=/dev/null/x", "--data.cache=disk", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "Folder: cannot write the cache /dev/null/x/" in done.stderr
 
 
 def test_two_processes_train_together(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 pytest.importorskip("lightning")
-from fastssl.data import Folder, Photos, TensorImages
+from fastssl.data import Photos, TensorImages
 from fastssl.data import photos as module
 from fastssl.data.photos import find_photos, half_of, load_photos, windows
 
@@ -140,49 +140,3 @@ def test_a_batch_larger_than_the_data_is_named():
     data.setup()
     with pytest.raises(ValueError, match=r"batch_size must be at most 38, .* got 500"):
         data.train_dataloader()
-
-
-# One's own pictures
-
-
-def folder_of_pictures(root, half="test"):
-    for part in ("train", half):
-        for label, name in enumerate(("cat", "dog")):
-            for number in range(3):
-                path = root / part / name / "deeper" / f"{number}.{'jpg' if number else 'PNG'}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                grey = Image.new("L", (40 + number, 30), 200 if label else 20)
-                picture = grey if number == 2 else grey.convert("RGB")
-                picture.save(path, format="JPEG" if number else "PNG")
-    (root / "train" / "cat" / "notes.txt").write_text("no picture")
-
-
-@pytest.mark.parametrize("half", ["test", "val"])
-def test_folder_reads_a_folder_per_class(tmp_path, half):
-    folder_of_pictures(tmp_path, half)
-    data = Folder(str(tmp_path), size=16, batch_size=2, num_workers=0)
-    data.setup("fit")
-    assert data.class_names == ["cat", "dog"] and len(data.train) == len(data.test) == 6
-    batches = list(data.bank_dataloader())
-    images, labels = torch.cat([b.image for b in batches]), torch.cat([b.label for b in batches])
-    assert images.shape == (6, 3, 16, 16) and images.dtype == torch.uint8
-    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert (images[:3] < 40).all() and (images[3:] > 180).all()
-    assert sum(len(b.image) for b in data.train_dataloader()) == 6
-
-
-def test_folder_names_what_is_wrong(tmp_path):
-    with pytest.raises(FileNotFoundError, match="root must hold the folders train and test"):
-        Folder(str(tmp_path)).setup("fit")
-    folder_of_pictures(tmp_path)
-    (tmp_path / "test" / "fish").mkdir()
-    with pytest.raises(ValueError, match=r"has classes that .* lacks: \['fish'\]"):
-        Folder(str(tmp_path)).setup("fit")
-    (tmp_path / "test" / "fish").rmdir()
-    (tmp_path / "train" / "cat" / "broken.jpg").write_bytes(b"not a picture")
-    data = Folder(str(tmp_path), num_workers=0, batch_size=1)
-    data.setup("fit")
-    with pytest.raises(ValueError, match=r"Folder: cannot read .*broken.jpg"):
-        list(data.bank_dataloader())
-    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
-        Folder(str(tmp_path), size=0)

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from fastssl.augment import EvalTransform
 from fastssl.data.base import Batch
 from fastssl.evaluate import (
     Features,
@@ -143,3 +144,23 @@ def test_recomputed_batch_statistics_are_those_of_the_images():
     torch.testing.assert_close(norm.running_var, expected)
     assert norm.training and norm.momentum == 0.1
     assert torch.equal(norm.weight, torch.ones(3))
+
+
+def test_images_of_different_sizes_are_evaluated_like_their_central_squares():
+    whole = [torch.randint(256, shape, dtype=torch.uint8) for shape in ((3, 70, 50), (3, 50, 90), (3, 50, 50))]
+    squares = [whole[0][:, 10:60], whole[1][:, :, 20:70], whole[2]]
+    label, index = torch.tensor([0, 1, 2]), torch.arange(3)
+    encoder = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+    lists, stacks = [Batch(whole, label, index)], [Batch(torch.stack(squares), label, index)]
+    expected = extract(encoder, EvalTransform(32), stacks)
+    assert torch.allclose(extract(encoder, EvalTransform(32), lists).x, expected.x, atol=1e-5)
+    expected = torch.stack([nn.functional.adaptive_avg_pool2d(x / 255, 32).flatten() for x in squares])
+    assert torch.allclose(pixels(lists).x, expected)
+
+
+def test_an_image_that_comes_twice_counts_once():
+    x = torch.arange(5 * 3 * 4).reshape(5, 3, 2, 2).byte()
+    places = torch.tensor([3, 0, 3, 1, 0])
+    features = pixels([Batch(x[:3], places[:3], places[:3]), Batch(x[3:], places[3:], places[3:])])
+    assert features.label.tolist() == [3, 0, 1]
+    assert torch.equal(features.x, (x.float() / 255).flatten(1)[[0, 1, 3]])

@@ -13,12 +13,13 @@ from fastssl._version import __version__
 COMMANDS = {
     "fit": "train a method and evaluate the result",
     "bench": "time a kernel against reference PyTorch and other libraries",
+    "visualize": "draw the random views of an augmentation",
     "info": "show versions, the machine, and which backend each operation takes",
 }
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<7} {line}" for name, line in COMMANDS.items())
+    commands = "\n".join(f"  {name:<9} {line}" for name, line in COMMANDS.items())
     return (
         "usage: fastssl <command> [options]\n\n"
         "Fused kernels, losses and methods for self-supervised learning of images.\n\n"

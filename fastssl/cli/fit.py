@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
         argv: arguments after `fastssl fit`.
 
     Returns:
-        Exit status: 0, 1 where the training extra is missing, 2 for arguments that make no sense, 130 after Ctrl-C.
+        Exit status: 0, 1 where the training extra is missing or a picture cannot be read, 2 for arguments that make no
+        sense, 130 after Ctrl-C.
     """
     arguments = list(argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -265,6 +266,17 @@ def _check_checkpoint(path: str, model: Any) -> None:
 
 
 def _fit(name: str, arguments: list[str]) -> int:
+    from fastssl.data import UnreadableImage
+
+    try:
+        return _train(name, arguments)
+    except UnreadableImage as error:
+        reason = str(error).strip().rpartition("UnreadableImage: ")[2]  # a loader process puts its traceback before it
+        print(f"fastssl fit {name}: {reason}; --data.on_error=skip takes another picture in its place", file=sys.stderr)
+        return 1
+
+
+def _train(name: str, arguments: list[str]) -> int:
     import copy
     import logging
     import warnings
@@ -279,6 +291,8 @@ def _fit(name: str, arguments: list[str]) -> int:
     from fastssl.methods.callbacks import EpochLines, Throughput
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fastssl.data").setLevel(logging.INFO)  # what takes long before the first epoch
     for message in (
         "does not have many workers",  # the images are in memory: loader processes would only copy them
         "exists and is not empty",  # a resumed run continues in its folder
@@ -295,7 +309,7 @@ def _fit(name: str, arguments: list[str]) -> int:
         data.train_dataloader()  # refuses a batch larger than the data
         if config.resume is not None:
             _check_checkpoint(config.resume, model)
-    except (ValueError, FileNotFoundError, NotImplementedError) as error:
+    except (ValueError, OSError, NotImplementedError) as error:
         raise UsageError(" ".join(str(error).split())) from None
 
     terminal = sys.stdout.isatty() and config.trainer.enable_progress_bar is not False

@@ -7,63 +7,14 @@ and inherits the loaders. Augmentation is no business of a reader: it happens on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import lightning as L
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from fastssl.data.images import Batch, TensorImages
 
-class Batch(NamedTuple):
-    """One batch of images.
-
-    Attributes:
-        image: uint8 [B, C, H, W], values 0 to 255.
-        label: int64 [B], class of each image, -1 where it is unknown.
-        index: int64 [B], position of each image in its data set. Random views are keyed on it, so that they depend
-            neither on the batch in which an image arrives nor on the number of processes.
-    """
-
-    image: Tensor
-    label: Tensor
-    index: Tensor  # type: ignore[assignment]  # in the place of tuple.index, which nobody needs here
-
-
-class TensorImages(Dataset[Batch]):
-    """Images held in memory.
-
-    Args:
-        images: uint8 [N, C, H, W].
-        labels: int64 [N].
-
-    Raises:
-        ValueError: if a dtype or shape differs from the above.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ValueError(
-                f"TensorImages: images must be uint8 [N, C, H, W], got {images.dtype} {tuple(images.shape)}"
-            )
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"TensorImages: labels must be int64 [{len(images)}] for {len(images)} images, "
-                f"got {labels.dtype} {tuple(labels.shape)}"
-            )
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Batch:
-        """The image at `index` as a batch of one."""
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A whole batch in one indexing operation; the loader calls this instead of stacking single images."""
-        index = torch.as_tensor(indices)
-        return Batch(self.images[index], self.labels[index], index)
+__all__ = ["Batch", "ImageData", "TensorImages"]
 
 
 def _already_a_batch(batch: Batch) -> Batch:
@@ -75,7 +26,7 @@ class ImageData(L.LightningDataModule):
 
     Args:
         batch_size: images per step and process.
-        num_workers: loader processes. 0 is right for images that are already in memory.
+        num_workers: loader processes. Images that are already in memory need none, and get none.
         seed: key of the order of the training images, which is a function of (seed, epoch) alone.
 
     Raises:
@@ -129,11 +80,12 @@ class ImageData(L.LightningDataModule):
         return [self.bank_dataloader(), self.test_dataloader()]
 
     def _loader(self, images: Dataset[Batch], **kwargs) -> DataLoader[Batch]:
+        workers = 0 if getattr(images, "in_memory", False) else self.num_workers
         return DataLoader(
             images,
             batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_already_a_batch,  # type: ignore[arg-type]  # what __getitems__ returns
             **kwargs,

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastssl.data.base import ImageData, TensorImages
+from fastssl.data.base import ImageData
+from fastssl.data.images import TensorImages
 
 # (package, folder inside it, file names)
 _SOURCES = (

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.data.base import Batch
+from fastssl.data.images import Batch, Images, move_images
 
 # Sides in pixels: images up to the first are features as they are, larger ones are averaged down to the second.
 _LARGEST_RAW_SIDE, _POOLED_SIDE = 64, 32
@@ -28,12 +29,15 @@ class Features(NamedTuple):
 
 
 @torch.no_grad()
-def extract(encoder: nn.Module, transform: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> Features:
+def extract(encoder: nn.Module, transform: Callable[[Images], Tensor], batches: Iterable[Batch]) -> Features:
     """Features of all images, with `encoder` in evaluation mode; its mode is restored afterwards.
+
+    An image that comes again, such as in the place of one that cannot be read, counts once.
 
     Args:
         encoder: float32 [B, C, H, W] -> [B, D].
-        transform: uint8 images to what the encoder takes, for instance :class:`fastssl.augment.EvalTransform`.
+        transform: uint8 images, a stack or a list, to what the encoder takes, for instance
+            :class:`fastssl.augment.EvalTransform`.
         batches: the images, in order.
 
     Returns:
@@ -46,18 +50,24 @@ def extract(encoder: nn.Module, transform: Callable[[Tensor], Tensor], batches: 
     training = encoder.training
     encoder.eval()
     try:
-        parts = [(encoder(transform(image.to(device))).float().cpu(), label.cpu()) for image, label, _ in batches]
+        parts = [
+            (encoder(transform(move_images(image, device))).float().cpu(), label.cpu(), index.cpu())
+            for image, label, index in batches
+        ]
     finally:
         encoder.train(training)
     if not parts:
         raise ValueError("extract: batches must hold at least one batch, got none")
-    x, label = zip(*parts, strict=True)
-    return Features(torch.cat(x), torch.cat(label))
+    x, label, index = (torch.cat(part) for part in zip(*parts, strict=True))
+    if len(set(index.tolist())) < len(index):
+        first = np.sort(np.unique(index.numpy(), return_index=True)[1])
+        x, label = x[first], label[first]
+    return Features(x, label)
 
 
 @torch.no_grad()
 def recompute_batch_statistics(
-    encoder: nn.Module, transform: Callable[[Tensor], Tensor], batches: Iterable[Batch]
+    encoder: nn.Module, transform: Callable[[Images], Tensor], batches: Iterable[Batch]
 ) -> None:
     """Set the BatchNorm statistics of `encoder` to their averages over the batches, in place; weights stay.
 
@@ -80,7 +90,7 @@ def recompute_batch_statistics(
     try:
         for image, _, _ in batches:
             if norms and len(image) > 1:
-                encoder(transform(image.to(device)))
+                encoder(transform(move_images(image, device)))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -92,10 +102,11 @@ def pixels(batches: Iterable[Batch]) -> Features:
 
     Images larger than 64 pixels in either direction are averaged down to at most 32 x 32 (D <= 3072): the linear probe
     and k-NN cost time and memory in proportion to D, which would be 196 608 for images of 256 x 256, and fine detail at
-    a fixed place says nothing about the class.
+    a fixed place says nothing about the class. Of images that come in lists, whose sizes may differ, it is the central
+    square, averaged to 32 x 32.
 
     Args:
-        batches: the images, in order, all of the same size.
+        batches: the images, in order; stacks all of the same size.
 
     Returns:
         Features [N, C * H * W] of what the images are averaged down to, on the CPU.
@@ -103,9 +114,18 @@ def pixels(batches: Iterable[Batch]) -> Features:
     return extract(nn.Flatten(), _small, batches)
 
 
-def _small(image: Tensor) -> Tensor:
+def _small(image: Images) -> Tensor:
+    if not isinstance(image, Tensor):
+        return torch.stack([F.adaptive_avg_pool2d(_square(each).float() / 255, _POOLED_SIDE) for each in image])
     height, width = image.shape[-2:]
     x = image.float() / 255
     if max(height, width) > _LARGEST_RAW_SIDE:
         x = F.adaptive_avg_pool2d(x, (min(height, _POOLED_SIDE), min(width, _POOLED_SIDE)))
     return x
+
+
+def _square(image: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[..., top : top + side, left : left + side]

@@ -177,10 +177,10 @@ class SelfSupervised(L.LightningModule):
         h, label, index = (torch.cat(part) for part in zip(*parts, strict=True))
         if self.trainer.world_size > 1:
             h, label, index = (x.flatten(0, 1) for x in self.all_gather((h, label, index)))
-            # Samplers repeat images so that each process has as many.
-            order = index.argsort(stable=True)
-            first = torch.ones_like(order, dtype=torch.bool)
-            first[1:] = index[order][1:] != index[order][:-1]
-            h, label = h[order][first], label[order][first]
+        # Samplers repeat images so that each process has as many, readers in the place of unreadable ones.
+        order = index.argsort(stable=True)
+        first = torch.ones_like(order, dtype=torch.bool)
+        first[1:] = index[order][1:] != index[order][:-1]
+        h, label = h[order][first], label[order][first]
         known = label >= 0
         return Features(h[known], label[known])

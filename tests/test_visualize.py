@@ -1,0 +1,159 @@
+"""`fastssl visualize views` as a user types it: the sheet shows the views that the key gives, and every wrong word."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from drawn_pictures import draw
+from PIL import Image
+
+pytest.importorskip("lightning")
+pytest.importorskip("jsonargparse")
+from fastssl import augment
+from fastssl.cli import main, visualize
+from fastssl.cli.contact_sheet import Row, contact_sheet
+from fastssl.data import read_image
+
+_SCRIPT = Path(sys.executable).with_name("fastssl")
+_PROGRAM = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-c", "from fastssl.cli import main; exit(main())"]
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Two pictures in a folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(draw(60, 90, seed=1)).save("wide.png")
+    Image.fromarray(draw(80, 50, seed=2)).convert("L").save("tall.png")
+    return ["wide.png", "tall.png"]
+
+
+def sheet(path="views.png"):
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def holds(sheet, pixels):
+    """Whether the sheet has this picture somewhere, pixel by pixel."""
+    height, width = pixels.shape[:2]
+    for y, x in np.argwhere((sheet == pixels[0, 0]).all(-1)):
+        if np.array_equal(sheet[y : y + height, x : x + width], pixels):
+            return True
+    return False
+
+
+def test_as_a_user_types_it(pictures):
+    command = [*_PROGRAM, "visualize", "views", "simclr", "--data", *pictures, "--transform.input_size", "96"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "2 images, 2 views each: views.png\n" and done.stderr == ""
+    assert sheet().shape[0] > 2 * 96
+
+
+@pytest.mark.parametrize("name", visualize.TRANSFORMS)
+def test_every_view_of_every_transform_is_on_the_sheet(name, pictures):
+    assert main(["visualize", "views", name, "--data", *pictures, "--seed", "5", "--epoch", "2"]) == 0
+    transform = getattr(augment, visualize.TRANSFORMS[name])()
+    images = [read_image(path) for path in pictures]
+    views = transform(images, seed=5, epoch=2, index=torch.arange(2), channels="first")
+    mean, std = (torch.tensor(values)[:, None, None] for values in (augment.IMAGENET_MEAN, augment.IMAGENET_STD))
+    drawn = sheet()
+    for view in views:
+        for pixels in ((view * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy():
+            assert holds(drawn, pixels)
+
+
+def test_small_views_are_enlarged_by_a_whole_factor(pictures):
+    assert main(["visualize", "views", "mae", "--data", "wide.png", "--transform.input_size=32"]) == 0
+    view = augment.MAETransform(32)([read_image("wide.png")], seed=0, index=torch.zeros(1, dtype=torch.int64))[0]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (augment.IMAGENET_MEAN, augment.IMAGENET_STD))
+    pixels = ((view * std + mean).clamp(0, 1) * 255).round().byte()[0].permute(1, 2, 0).numpy()
+    assert holds(sheet(), pixels.repeat(5, 0).repeat(5, 1))
+
+
+def test_seed_epoch_and_options_change_the_sheet(pictures):
+    arguments = ["visualize", "views", "simclr", "--data", "wide.png", "--transform.input_size=64"]
+    sheets = []
+    for number, more in enumerate(([], ["--seed=1"], ["--epoch=1"], ["--transform.min_scale=0.9"], [])):
+        assert main([*arguments, *more, f"--out={number}.png"]) == 0
+        sheets.append(sheet(f"{number}.png")[50:])  # below the title
+    assert np.array_equal(sheets[0], sheets[4])
+    for other in sheets[1:4]:
+        assert not np.array_equal(sheets[0], other)
+
+
+def test_a_folder_and_the_photographs_are_evenly_spread(pictures, tmp_path):
+    for number in range(10):
+        Image.fromarray(draw(20, 20, seed=number)).save(tmp_path / f"{number}.png")
+    files, places = visualize._choose([str(tmp_path)], 3)
+    assert places == [0, 6, 11] and [file.name for file in files] == ["0.png", "6.png", "wide.png"]
+    assert visualize._choose([str(tmp_path)], 100)[1] == list(range(12))
+    assert visualize._choose([str(tmp_path)], 1)[1] == [0]
+    assert len(visualize._choose(["photos"], 8)[0]) == 8
+
+
+def test_a_frame_in_the_image_shows_where_a_view_comes_from():
+    image = torch.zeros(3, 200, 300, dtype=torch.uint8)
+    row = Row("name", image, [image[:, :160, :160]], [(150.0, 50.0, 250.0, 150.0)], [""])
+    drawn = np.asarray(contact_sheet("title", [row]))
+    column = (drawn == (0x1F, 0x77, 0xB4)).all(-1)
+    ys, xs = np.nonzero(column[:, : 16 + 240])  # the image is shown 240 x 160
+    assert abs(np.ptp(xs) - 100 * 0.8) <= 4 and abs(np.ptp(ys) - 100 * 0.8) <= 4
+    assert abs(xs.min() - 16 - 150 * 0.8) <= 3
+
+
+def test_a_sheet_is_not_written_over_unless_asked(pictures, capsys):
+    arguments = ["visualize", "views", "mae", "--data", "wide.png", "--transform.input_size=32"]
+    Path("views.png").write_text("precious")
+    assert main(arguments) == 2
+    assert "'views.png' is there already; give another name, or --overwrite" in capsys.readouterr().err
+    assert Path("views.png").read_text() == "precious"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert main([*arguments, "--out", "a/b/c.png"]) == 0 and Path("a/b/c.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["faces"], 2, "fastssl visualize: no picture 'faces'; choose from views"),
+        (["views", "simcrl"], 2, "no transform 'simcrl'; did you mean simclr"),
+        (["views", "simclr", "--sed", "1"], 2, "no option '--sed'; did you mean --seed"),
+        (
+            ["views", "simclr", "--transform.input_sise=3"],
+            2,
+            "no option '--transform.input_sise'; did you mean --transform.input",
+        ),
+        (["views", "simclr", "--transform.cj_prob=2"], 2, "ColorJitter: p must be from 0 to 1, got 2.0"),
+        (["views", "simclr", "--images=0"], 2, "--images must be at least 1, got 0"),
+        (["views", "simclr", "--seed=-1"], 2, "--seed must be in [0, 2^64), got -1"),
+        (["views", "simclr", "--epoch=4294967296"], 2, "--epoch must be in [0, 2^32), got 4294967296"),
+        (["views", "simclr", "--out=views.jpg"], 2, "--out must end in .png, got 'views.jpg'"),
+        (["views", "simclr", "--out=wide.png/v.png"], 2, "--out: cannot write 'wide.png/v.png': "),
+        (["views", "simclr", "--data", "no.jpg"], 2, "there is no file 'no.jpg'"),
+        (["views", "simclr", "--data", "empty"], 2, "--data: no picture in the folder 'empty'"),
+        (["views", "simclr", "--data", "text.jpg"], 1, "cannot read text.jpg: it is no picture of a known format"),
+    ],
+)
+def test_a_wrong_word_gives_one_clear_line(arguments, status, message, pictures, capsys):
+    Path("empty").mkdir()
+    Path("text.jpg").write_text("no picture")
+    before = sorted(path.name for path in Path().iterdir())
+    data = [] if "--data" in arguments or len(arguments) < 3 else ["--data", "wide.png"]
+    assert main(["visualize", *arguments, *data]) == status
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1 and printed.out == ""
+    assert sorted(path.name for path in Path().iterdir()) == before
+
+
+def test_help_and_a_missing_extra(capsys, monkeypatch):
+    for arguments in ([], ["--help"], ["views"], ["views", "-h"]):
+        assert main(["visualize", *arguments]) == 0
+        assert "usage: fastssl visualize views <transform>" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["visualize", "views", "dino", "--help"])
+    assert stop.value.code == 0 and "--transform.local_crop_size" in capsys.readouterr().out
+    monkeypatch.setattr(visualize, "_EXTRA", ("no_such_module",))
+    assert main(["visualize", "views", "simclr"]) == 1
+    assert 'needs the training extra: pip install "fastssl[train]" (missing: no_such_module)' in capsys.readouterr().err
