@@ -19,7 +19,7 @@ from ._version import __version__
 
 OPTIONAL_PACKAGES = (
     "triton", "lightning", "timm", "torchvision", "torchmetrics", "jsonargparse", "scikit-learn", "scikit-image",
-    "lightly", "pytorch-metric-learning", "psutil",
+    "lightly", "pytorch-metric-learning", "kornia", "albumentations", "opencv-python-headless", "simplejpeg", "psutil",
 )  # fmt: skip
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY")
 INSTRUCTION_SETS = (  # flags of /proc/cpuinfo that decide which kernel is fastest
