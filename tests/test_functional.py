@@ -362,7 +362,7 @@ def test_pairwise_logsumexp_names_what_is_wrong(arguments, options, error, messa
 
 
 def test_an_unknown_or_unable_backend_is_named():
-    with pytest.raises(ValueError, match="must be one of reference, chunked, cpp, triton, got 'cuda12'"):
+    with pytest.raises(ValueError, match="must be one of reference, chunked, cpp, triton, cuda, got 'cuda12'"):
         fastssl.backend("cuda12")
     with fastssl.backend("triton"), pytest.raises(RuntimeError, match=r"the backend 'triton' cannot serve .* on cpu"):
         nt_xent(GOOD, GOOD, 0.1)

@@ -18,6 +18,10 @@ COMMANDS = {
 }
 
 
+class UsageError(Exception):
+    """Arguments that make no sense; the message is all that the user is shown."""
+
+
 def _usage() -> str:
     commands = "\n".join(f"  {name:<9} {line}" for name, line in COMMANDS.items())
     return (

@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from fastssl.cli import UsageError
 from fastssl.configs import names, nearest, path_of
 
 if TYPE_CHECKING:  # nothing heavy is imported before the arguments are known to make sense
@@ -44,10 +45,6 @@ _NOT_OPTIONS = {
     *("enable_model_summary", "enable_autolog_hparams", "model_registry", "limit_predict_batches", "inference_mode"),
     *("limit_test_batches", "num_sanity_val_steps", "fast_dev_run", "reload_dataloaders_every_n_epochs"),
 }
-
-
-class UsageError(Exception):
-    """Arguments that make no sense; the message is all that the user is shown."""
 
 
 def main(argv: Sequence[str]) -> int:

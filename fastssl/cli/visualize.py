@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastssl.cli import UsageError
 from fastssl.configs import nearest
 
 if TYPE_CHECKING:  # nothing heavy is imported before the arguments are known to make sense
@@ -28,10 +29,6 @@ TRANSFORMS = {
 }
 _EXTRA = ("jsonargparse", "PIL", "lightning")
 _LARGEST_SOURCE = 4096  # pixels of the short side: pictures beyond twice that are decoded smaller
-
-
-class UsageError(Exception):
-    """Arguments that make no sense; the message is all that the user is shown."""
 
 
 def main(argv: Sequence[str]) -> int:

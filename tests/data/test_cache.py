@@ -15,18 +15,10 @@ from drawn_pictures import draw
 from PIL import Image
 
 pytest.importorskip("lightning")
-from fastssl.data import Files, Folder, UnreadableImage, cache
+from spawned import fill, images_of, set_up
+
+from fastssl.data import Files, UnreadableImage, cache
 from fastssl.data import pictures as pictures_module
-
-
-def set_up(root, folder, **options):
-    data = Folder(str(root), **({"cache": "disk", "cache_dir": str(folder), "batch_size": 3, "cap": False} | options))
-    data.setup("fit")
-    return data
-
-
-def images_of(data):
-    return [image for loader in data.val_dataloader() for batch in loader for image in batch.image]
 
 
 def same(a, b):
@@ -201,20 +193,10 @@ def test_a_cache_that_cannot_be_there_is_named(root, tmp_path):
         set_up(root, tmp_path / "file" / "cache")
 
 
-def _fill(root, folder, barrier, results):
-    barrier.wait()
-    count = []
-    decoded = cache._decoded
-    cache._decoded = lambda *arguments: (count.append(1), decoded(*arguments))[1]
-    data = Folder(str(root), cache="disk", cap=False, cache_dir=str(folder))
-    data.setup()
-    results.put((len(count), sum(int(image.sum()) for image in images_of(data))))
-
-
 def test_of_several_processes_one_writes(root, tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(3), context.Queue()
-    processes = [context.Process(target=_fill, args=(root, tmp_path / "cache", barrier, results)) for _ in range(3)]
+    processes = [context.Process(target=fill, args=(root, tmp_path / "cache", barrier, results)) for _ in range(3)]
     for process in processes:
         process.start()
     made, sums = zip(*(results.get(timeout=120) for _ in processes), strict=True)

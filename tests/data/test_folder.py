@@ -13,6 +13,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 pytest.importorskip("lightning")
+from spawned import as_it_is
+
 from fastssl.data import Batch, Files, Folder, ImageList, Pictures, UnreadableImage, read_image
 from fastssl.data.folder import find_pictures
 from fastssl.data.images import move_images
@@ -206,13 +208,9 @@ def test_where_nothing_can_be_read_it_ends(tmp_path):
 
 def test_spawned_processes_read_the_same(root):
     pictures = set_up(root).train
-    loader = DataLoader(pictures, 5, num_workers=1, multiprocessing_context="spawn", collate_fn=_same)
+    loader = DataLoader(pictures, 5, num_workers=1, multiprocessing_context="spawn", collate_fn=as_it_is)
     for a, b in zip(images_of(loader), images_of(set_up(root).bank_dataloader()), strict=True):
         assert torch.equal(a, b)
-
-
-def _same(batch):
-    return batch
 
 
 def test_what_is_wrong_is_named(tmp_path, root):
