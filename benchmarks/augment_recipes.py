@@ -64,11 +64,25 @@ def recipes(sizes: Mapping[str, float]) -> list[Recipe]:
     return [view(side, (0.4, 1.0), 1.0, 0.0), view(side, (0.4, 1.0), 0.1, 0.2), *[small] * local]
 
 
+_SHARP = 1 << 20  # pixels
+
+
 def photographs(batch: int, height: int, width: int, generator: torch.Generator, device: str) -> Tensor:
     """Random images with what the steps of a view change: uint8 [batch, height, width, 3].
 
     Structure of every size, as photographs have it: amplitude falls with frequency.
     """
+
+    if height * width > _SHARP:  # larger ones are rarely sharp to the pixel, and would take minutes to make
+        soft = photographs(batch, -(-height // 4), -(-width // 4), generator, device)
+        large = torch.empty(batch, height, width, 3, dtype=torch.uint8, device=device)
+        for image, out in zip(soft, large, strict=True):
+            out.copy_(
+                F.interpolate(image.permute(2, 0, 1)[None].float(), (height, width), mode="bilinear")[0].permute(
+                    1, 2, 0
+                )
+            )
+        return large
 
     def noise(channels: int, shape: tuple[int, int]) -> Tensor:
         return torch.randn(batch, channels, *shape, generator=generator, device=device)
