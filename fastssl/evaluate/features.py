@@ -21,11 +21,16 @@ class Features(NamedTuple):
 
     Attributes:
         x: float32 [N, D].
-        label: int64 [N].
+        label: int64 [N], -1 where it is unknown.
     """
 
     x: Tensor
     label: Tensor
+
+    def known(self) -> Features:
+        """Those whose label is known."""
+        known = self.label >= 0
+        return self if known.all() else Features(self.x[known], self.label[known])
 
 
 @torch.no_grad()
