@@ -14,8 +14,10 @@ pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
 from fastssl import augment
 from fastssl.cli import main, visualize
-from fastssl.cli.contact_sheet import Row, contact_sheet
+from fastssl.cli.visualize.options import choose
+from fastssl.cli.visualize.views import TRANSFORMS
 from fastssl.data import read_image
+from fastssl.report.contact_sheet import Row, contact_sheet
 
 _SCRIPT = Path(sys.executable).with_name("fastssl")
 _PROGRAM = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-c", "from fastssl.cli import main; exit(main())"]
@@ -51,10 +53,10 @@ def test_as_a_user_types_it(pictures):
     assert sheet().shape[0] > 2 * 96
 
 
-@pytest.mark.parametrize("name", visualize.TRANSFORMS)
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_every_view_of_every_transform_is_on_the_sheet(name, pictures):
     assert main(["visualize", "views", name, "--data", *pictures, "--seed", "5", "--epoch", "2"]) == 0
-    transform = getattr(augment, visualize.TRANSFORMS[name])()
+    transform = getattr(augment, TRANSFORMS[name])()
     images = [read_image(path) for path in pictures]
     views = transform(images, seed=5, epoch=2, index=torch.arange(2), channels="first")
     mean, std = (torch.tensor(values)[:, None, None] for values in (augment.IMAGENET_MEAN, augment.IMAGENET_STD))
@@ -86,11 +88,11 @@ def test_seed_epoch_and_options_change_the_sheet(pictures):
 def test_a_folder_and_the_photographs_are_evenly_spread(pictures, tmp_path):
     for number in range(10):
         Image.fromarray(draw(20, 20, seed=number)).save(tmp_path / f"{number}.png")
-    files, places = visualize._choose([str(tmp_path)], 3)
+    files, places = choose([str(tmp_path)], 3)
     assert places == [0, 6, 11] and [file.name for file in files] == ["0.png", "6.png", "wide.png"]
-    assert visualize._choose([str(tmp_path)], 100)[1] == list(range(12))
-    assert visualize._choose([str(tmp_path)], 1)[1] == [0]
-    assert len(visualize._choose(["photos"], 8)[0]) == 8
+    assert choose([str(tmp_path)], 100)[1] == list(range(12))
+    assert choose([str(tmp_path)], 1)[1] == [0]
+    assert len(choose(["photos"], 8)[0]) == 8
 
 
 def test_a_frame_in_the_image_shows_where_a_view_comes_from():
@@ -130,7 +132,9 @@ def test_a_sheet_is_not_written_over_unless_asked(pictures, capsys):
         (["views", "simclr", "--epoch=4294967296"], 2, "--epoch must be in [0, 2^32), got 4294967296"),
         (["views", "simclr", "--out=views.jpg"], 2, "--out must end in .png, got 'views.jpg'"),
         (["views", "simclr", "--out=wide.png/v.png"], 2, "--out: cannot write 'wide.png/v.png': "),
-        (["views", "simclr", "--data", "no.jpg"], 2, "there is no file 'no.jpg'"),
+        (["views", "simclr", "--data", "no.jpg"], 2, "there is no file 'no.jpg'; "),
+        (["views", "simclr", "--data", "phtos"], 2, "there is no file 'phtos'; did you mean photos?"),
+        (["views", "simclr", "--data", "wide.jpg"], 2, "there is no file 'wide.jpg'; did you mean wide.png"),
         (["views", "simclr", "--data", "empty"], 2, "--data: no picture in the folder 'empty'"),
         (["views", "simclr", "--data", "text.jpg"], 1, "cannot read text.jpg: it is no picture of a known format"),
     ],
@@ -148,7 +152,10 @@ def test_a_wrong_word_gives_one_clear_line(arguments, status, message, pictures,
 
 
 def test_help_and_a_missing_extra(capsys, monkeypatch):
-    for arguments in ([], ["--help"], ["views"], ["views", "-h"]):
+    for arguments in ([], ["--help"]):
+        assert main(["visualize", *arguments]) == 0
+        assert "usage: fastssl visualize <picture>" in capsys.readouterr().out
+    for arguments in (["views"], ["views", "-h"]):
         assert main(["visualize", *arguments]) == 0
         assert "usage: fastssl visualize views <transform>" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:

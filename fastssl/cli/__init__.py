@@ -13,7 +13,7 @@ from fastssl._version import __version__
 COMMANDS = {
     "fit": "train a method and evaluate the result",
     "bench": "time a kernel against reference PyTorch and other libraries",
-    "visualize": "draw the random views of an augmentation",
+    "visualize": "draw random views, attention, and features of patches as colours",
     "info": "show versions, the machine, and which backend each operation takes",
 }
 

@@ -6,18 +6,14 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-_COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f")
+from fastssl.report.drawing import COLORS, GREY, LARGE, LINE, SMALL, Font, letters, picture_of, plain, shorten, wrap
+
 _GAP, _MARGIN, _FRAME = 12, 16, 3  # pixels
-_LINE = 15  # height of a line of captions
-_SMALL, _LARGE = 12, 18  # size of letters
 _LEAST = 160  # views smaller than this are enlarged by a whole factor
 _HEAD = "image, and where its views come from"
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Row(NamedTuple):
@@ -42,13 +38,13 @@ def contact_sheet(title: str, rows: Sequence[Row]) -> Image.Image:
     """Draw the sheet. All rows have as many views, of the same sizes."""
     sizes = [(view.shape[-1], view.shape[-2]) for view in rows[0].views]
     zoom = max(1, _LEAST // max(max(size) for size in sizes))
-    font, bold = ImageFont.load_default(_SMALL), ImageFont.load_default(_LARGE)
+    font, bold = letters(SMALL), letters(LARGE)
     columns = _columns([(zoom * width, zoom * height) for width, height in sizes], rows, font)
     tall = max(zoom * height for _, height in sizes)
     widest = max(tall * row.image.shape[-1] // row.image.shape[-2] for row in rows)
     source_width = max(min(widest, 8 * tall // 5), int(font.getlength(_HEAD)))
-    row_height = max(tall + 2 * _LINE, *(column.height for column in columns)) + _GAP
-    top = _MARGIN + 2 * _LARGE + 2 * _LINE
+    row_height = max(tall + 2 * LINE, *(column.height for column in columns)) + _GAP
+    top = _MARGIN + 2 * LARGE + 2 * LINE
     right = _MARGIN + source_width + _GAP
     places = []
     for column in columns:
@@ -58,7 +54,7 @@ def contact_sheet(title: str, rows: Sequence[Row]) -> Image.Image:
     sheet = Image.new("RGB", (max(right - _GAP + _MARGIN, needed), top + len(rows) * row_height + _MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     pen.text((_MARGIN, _MARGIN), title, "black", bold)
-    pen.text((_MARGIN, top - _LINE - 4), _HEAD, "#444444", font)
+    pen.text((_MARGIN, top - LINE - 4), _HEAD, GREY, font)
     _heads(pen, columns, places, sizes, zoom, top - 4, font)
     for number, row in enumerate(rows):
         y = top + number * row_height
@@ -66,13 +62,13 @@ def contact_sheet(title: str, rows: Sequence[Row]) -> Image.Image:
         for column, x in zip(columns, places, strict=True):
             down = y
             for view in column.views:
-                picture = _picture(row.views[view])
+                picture = picture_of(row.views[view])
                 picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
                 frame = (x, down, x + picture.width + 2 * _FRAME - 1, down + picture.height + 2 * _FRAME - 1)
                 pen.rectangle(frame, fill=_color(view))
                 sheet.paste(picture, (x + _FRAME, down + _FRAME))
-                for line, words in enumerate(_wrap(_caption(row, view), column.width, font)):
-                    pen.text((x, down + picture.height + 2 * _FRAME + 2 + line * _LINE), words, "black", font)
+                for line, words in enumerate(wrap(_caption(row, view), column.width, font)):
+                    pen.text((x, down + picture.height + 2 * _FRAME + 2 + line * LINE), words, "black", font)
                 down += column.step
     return sheet
 
@@ -88,8 +84,8 @@ class _Column(NamedTuple):
 
 def _columns(sizes: Sequence[tuple[int, int]], rows: Sequence[Row], font: Font) -> list[_Column]:
     def step(size: tuple[int, int], views: list[int]) -> int:
-        lines = max(len(_wrap(_caption(row, view), size[0], font)) for row in rows for view in views)
-        return size[1] + 2 * _FRAME + lines * _LINE + _GAP
+        lines = max(len(wrap(_caption(row, view), size[0], font)) for row in rows for view in views)
+        return size[1] + 2 * _FRAME + lines * LINE + _GAP
 
     tall = max(step(size, [view]) for view, size in enumerate(sizes))
     columns = []
@@ -97,7 +93,7 @@ def _columns(sizes: Sequence[tuple[int, int]], rows: Sequence[Row], font: Font) 
         views = list(group)
         high = step(size, views)
         # One and a half as many lines of captions are fine: it is the row that grows.
-        count = max(1, (tall + _LINE * 3) // high)
+        count = max(1, (tall + LINE * 3) // high)
         for first in range(0, len(views), count):
             part = views[first : first + count]
             columns.append(_Column(part, size[0] + 2 * _FRAME, len(part) * high, high))
@@ -120,9 +116,9 @@ def _heads(
         words = f"view {first}" if first == last else f"views {first} to {last}"
         scale = f", shown {zoom} times as large" if zoom > 1 else ""
         x, room = pairs[0][1], pairs[-1][1] + pairs[-1][0].width - pairs[0][1]
-        lines = _wrap(f"{words}: {size[0]} x {size[1]} pixels{scale}", room, font)
+        lines = wrap(f"{words}: {size[0]} x {size[1]} pixels{scale}", room, font)
         for line, part in enumerate(lines):
-            pen.text((x, bottom - (len(lines) - line) * _LINE), part, "#444444", font)
+            pen.text((x, bottom - (len(lines) - line) * LINE), part, GREY, font)
 
 
 def _source(
@@ -133,7 +129,7 @@ def _source(
     room: tuple[int, int],
     font: Font,
 ) -> None:
-    picture = _picture(row.image)
+    picture = picture_of(row.image)
     scale = min(room[0] / picture.width, room[1] / picture.height)
     small = picture.resize(
         (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS
@@ -146,34 +142,14 @@ def _source(
         pen.rectangle(corners, outline="white", width=4)
         inner = [corners[0] + 1, corners[1] + 1, corners[2] - 1, corners[3] - 1]
         pen.rectangle(inner, outline=_color(view), width=2)
-    name, size = row.name, f"{picture.width} x {picture.height}"
-    while font.getlength(name + ",") > room[0]:
-        name = name.rstrip("…")[:-1] + "…"
-    for line, words in enumerate(_wrap(f"{name}, {size}", room[0], font)):
-        pen.text((x, y + small.height + 4 + line * _LINE), words, "black", font)
+    name = shorten(plain(row.name), room[0] - font.getlength(","), font)
+    for line, words in enumerate(wrap(f"{name}, {picture.width} x {picture.height}", room[0], font)):
+        pen.text((x, y + small.height + 4 + line * LINE), words, "black", font)
 
 
 def _caption(row: Row, view: int) -> str:
     return f"{view + 1}: {row.captions[view]}" if row.captions[view] else f"{view + 1}"
 
 
-def _wrap(words: str, width: int, font: Font) -> list[str]:
-    """The words in lines that fit, as far as single words do."""
-    lines = [""]
-    for word in words.split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
-def _picture(image: Tensor) -> Image.Image:
-    """Of uint8 [1 or 3, H, W]."""
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
-
-
 def _color(view: int) -> str:
-    return _COLORS[view % len(_COLORS)]
+    return COLORS[view % len(COLORS)]
