@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
+_SHOWN = 12  # choices in a message
 
 
 def names() -> list[str]:
@@ -26,9 +28,10 @@ def path_of(name: str) -> Path:
     raise ValueError(f"no configuration and no file {name!r}; {nearest(name, names())}")
 
 
-def nearest(word: str, choices: list[str]) -> str:
-    """The end of an error message: what was probably meant, or else all that there is."""
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """The end of an error message: what was probably meant, or else all that there is, or of much the beginning."""
     close = difflib.get_close_matches(word, choices, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"choose from {', '.join(choices)}"
+    more = len(choices) - _SHOWN
+    return f"choose from {', '.join(choices[:_SHOWN])}" + (f" and {more} more" if more > 0 else "")

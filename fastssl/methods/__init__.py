@@ -1,5 +1,62 @@
-"""Complete methods, one file each, named after its paper."""
+"""Complete methods, one file each, named after its paper.
 
-from fastssl.methods.simclr import SimCLR
+Importing this package imports neither torch nor Lightning: the command line lists the methods from here.
+"""
 
-__all__ = ["SimCLR"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from fastssl.methods.base import SelfSupervised, load
+    from fastssl.methods.dino import DINO
+    from fastssl.methods.simclr import SimCLR
+    from fastssl.methods.supervised import Supervised
+
+__all__ = ["DINO", "METHODS", "Method", "SelfSupervised", "SimCLR", "Supervised", "load"]
+
+
+class Method(NamedTuple):
+    """A method that can be trained.
+
+    Attributes:
+        module: where its class is.
+        name: of the class.
+        config: its default configuration, a name in fastssl.configs.
+        line: what it does, in a line.
+    """
+
+    module: str
+    name: str
+    config: str
+    line: str
+
+    def load(self) -> type[SelfSupervised]:
+        """The class."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+
+METHODS = {
+    "simclr": Method(
+        "fastssl.methods.simclr", "SimCLR", "simclr_photos", "contrast of two views with NT-Xent (Chen et al. 2020)"
+    ),
+    "dino": Method(
+        "fastssl.methods.dino", "DINO", "dino_photos", "self-distillation over several crops (Caron et al. 2021)"
+    ),
+    "supervised": Method(
+        "fastssl.methods.supervised",
+        "Supervised",
+        "supervised_photos",
+        "cross-entropy with the labels, as an upper line for the others",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for method in METHODS.values():
+        if method.name == name:
+            return method.load()
+    if name in ("SelfSupervised", "load"):
+        return getattr(importlib.import_module("fastssl.methods.base"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

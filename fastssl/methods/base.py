@@ -1,66 +1,79 @@
-"""What every method shares: encoder, optimizer, schedule, and evaluation while it trains.
+"""What every method shares: encoder, optimizer, schedules, and evaluation while it trains.
 
-A method adds its views, heads and loss; see simclr.py for how little that is.
+A method adds its views, heads and loss; see simclr.py for how little that is, and dino.py for one with a teacher.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl._version import __version__
 from fastssl.augment import EvalTransform
+from fastssl.configs import nearest
 from fastssl.data.base import Batch
 from fastssl.evaluate.features import Features
 from fastssl.evaluate.knn import knn_accuracy
-from fastssl.models.backbones import Stem, create_backbone
-
-OptimizerName = Literal["adamw", "sgd"]
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into those that decay and those that do not: norms and biases, all with one axis."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+from fastssl.methods import METHODS
+from fastssl.methods.optim import OptimizerName, cosine, create_optimizer, parameter_groups, warmup_cosine
+from fastssl.models.backbones import Stem, create_backbone, sized_args
+from fastssl.models.encoder import Architecture, Encoder, represent
 
 
-def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Factor of the learning rate at `step` of `total`: linear to 1 over `warmup` steps, then a half cosine to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+class Step(NamedTuple):
+    """What a method makes of the views of a batch.
+
+    Attributes:
+        loss: of the method, [].
+        h: representations of one or more views, [views * N, num_features], a view after the other: what the online
+            probe learns from.
+        z: what the loss compares, [M, D]: whether it collapses is logged.
+        metrics: other values to log, [] each.
+        logits: of the teacher, [M, K], where there are such: their entropy is logged.
+    """
+
+    loss: Tensor
+    h: Tensor
+    z: Tensor
+    metrics: dict[str, Tensor] = {}  # noqa: RUF012  # nobody writes to it
+    logits: Tensor | None = None
 
 
 class SelfSupervised(L.LightningModule):
-    """Encoder, optimizer, schedule and online evaluation; subclasses define ``training_step``.
+    """Encoder, optimizer, schedules and online evaluation; subclasses set ``transform`` and define ``step``.
 
     Args:
         backbone: timm name of the encoder.
         backbone_args: passed to timm.create_model, for instance {"drop_path_rate": 0.1}.
         stem: "timm" as it is, "small" for a ResNet on images of about 32 pixels.
         size: side in pixels of the images that the encoder sees.
-        optimizer: "adamw" or "sgd" (with momentum and Nesterov's step).
+        optimizer: "adamw", "sgd" (with momentum and Nesterov's step) or "lars".
         lr: highest learning rate, reached after the warm-up.
+        lr_batch_size: images per step that `lr` is meant for: with more or fewer it grows and shrinks in proportion,
+            as papers do it with 256. 0: `lr` as it is.
+        final_lr: learning rate at the end, as a share of the highest.
         weight_decay: of all parameters but norms and biases.
-        momentum: of SGD.
-        warmup_epochs: of linear warm-up; a cosine to zero follows.
+        final_weight_decay: at the end, reached along a cosine; None: the same all the time.
+        momentum: of SGD and LARS.
+        warmup_epochs: of linear warm-up; a cosine follows.
         num_classes: for the online probe; 0 where there are no labels.
         probe_lr: learning rate of the online linear probe, trained on detached representations.
         knn_k: neighbours of the k-NN accuracy during training.
         knn_temperature: of its weights.
+        compile: whether the step is compiled by torch.compile; the first steps take minutes then.
         seed: key of the random views.
 
     Raises:
         ValueError: if a number is out of range or the backbone is unknown.
     """
+
+    transform: nn.Module
 
     def __init__(
         self,
@@ -70,20 +83,28 @@ class SelfSupervised(L.LightningModule):
         size: int = 224,
         optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,
+        lr_batch_size: int = 0,
+        final_lr: float = 0.0,
         weight_decay: float = 0.05,
+        final_weight_decay: float | None = None,
         momentum: float = 0.9,
         warmup_epochs: float = 1.0,
         num_classes: int = 0,
         probe_lr: float = 1e-2,
         knn_k: int = 20,
         knn_temperature: float = 0.07,
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         name = type(self).__name__
         for argument, value, least in (
+            ("size", size, 1),
             ("lr", lr, 0),
+            ("lr_batch_size", lr_batch_size, 0),
+            ("final_lr", final_lr, 0),
             ("weight_decay", weight_decay, 0),
+            ("final_weight_decay", final_weight_decay or 0, 0),
             ("momentum", momentum, 0),
             ("warmup_epochs", warmup_epochs, 0),
             ("num_classes", num_classes, 0),
@@ -92,26 +113,96 @@ class SelfSupervised(L.LightningModule):
         ):
             if not value >= least:
                 raise ValueError(f"{name}: {argument} must be at least {least}, got {value}")
-        if optimizer not in ("adamw", "sgd"):
-            raise ValueError(f'{name}: optimizer must be "adamw" or "sgd", got {optimizer!r}')
+        if optimizer not in get_args(OptimizerName):
+            words = " or ".join(f'"{word}"' for word in get_args(OptimizerName))
+            raise ValueError(f"{name}: optimizer must be {words}, got {optimizer!r}")
         self.save_hyperparameters()
+        try:
+            self.architecture = Architecture(backbone, stem, sized_args(backbone, size, backbone_args))
+        except RuntimeError:  # timm knows no such model; the next line says so, with names that come near
+            self.architecture = Architecture(backbone, stem)
         # The convolutions of a CPU and of tensor cores want channels last; a transformer does not mind.
-        self.backbone = create_backbone(backbone, stem, backbone_args).to(memory_format=torch.channels_last)
+        self.backbone = create_backbone(*self.architecture).to(memory_format=torch.channels_last)
         self.num_features: int = self.backbone.num_features  # type: ignore[assignment]  # timm's, not a tensor
         self.probe = nn.Linear(self.num_features, num_classes) if num_classes else None
         self.eval_transform = EvalTransform(size)
+        self._compiled: Any = None
         self._evaluated: tuple[list[tuple[Tensor, ...]], ...] = ([], [])
+
+    # What a method defines
+
+    def step(self, *views: Tensor) -> Step:
+        """The method on the views of a batch, each float [N, C, H, W], normalised."""
+        raise NotImplementedError
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The backbone whose representations count: a method's teacher, where it has one."""
+        return self.backbone
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """What makes z of h."""
+        return None
+
+    # What it gets
 
     def forward(self, x: Tensor) -> Tensor:
         """Representation h [B, num_features] of normalised images [B, C, H, W]."""
-        if x.shape[1] == 1:
-            x = x.expand(-1, 3, -1, -1)
-        return self.backbone(x.contiguous(memory_format=torch.channels_last))
+        return represent(self.evaluated, x)
+
+    def represent(self, x: Tensor) -> Tensor:
+        """h of the trained backbone, for normalised images [B, C, H, W]."""
+        return represent(self.backbone, x)
+
+    def encoder(self, untrained: bool = False) -> Encoder:
+        """The encoder that counts, for evaluation, export and pictures; it shares its modules with the method.
+
+        Args:
+            untrained: a new one of the same kind instead, with weights from PyTorch's global generator.
+        """
+        if untrained:
+            backbone = create_backbone(*self.architecture).to(self.device, memory_format=torch.channels_last)
+            return Encoder(backbone, self.architecture, self.hparams["size"], label="untrained encoder")
+        label = f"{type(self).__name__} {self.architecture.name}"
+        return Encoder(self.evaluated, self.architecture, self.hparams["size"], self.projector, label)
 
     # Training
 
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        return min(1.0, self.global_step / max(1, self._total_steps()))
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Views, the method's step, and what is logged."""
+        seed: int = self.hparams["seed"]
+        # A function of the key alone: of no worker, process or batch.
+        views = self.transform(
+            batch.image, channels="first", seed=seed, epoch=self.current_epoch, index=batch.index, dtype=torch.float32
+        )
+        step = self.step if self._compiled is None else self._compiled
+        result: Step = step(*([views] if isinstance(views, Tensor) else views))
+        self.log("loss", result.loss.detach(), prog_bar=True)
+        for name, value in result.metrics.items():
+            self.log(name, value.detach())
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self._log_collapse(result)
+        return result.loss + self.probe_loss(result.h, batch.label.repeat(len(result.h) // len(batch.label)))
+
+    @torch.no_grad()
+    def _log_collapse(self, result: Step) -> None:
+        """Log whether all images are mapped to the same place (z_std of 0) or spread over the sphere (1).
+
+        z_std: standard deviation of the normalised z over the batch, mean over dimensions, times sqrt(D); Chen and He
+        2021 (arXiv 2011.10566), section 4.1. teacher_entropy: of the teacher's mean assignment, as a share of log K.
+        """
+        z = F.normalize(result.z.detach().float(), dim=1)
+        if len(z) > 1:
+            self.log("z_std", z.std(0).mean() * z.shape[1] ** 0.5)
+
     def probe_loss(self, h: Tensor, label: Tensor) -> Tensor:
-        """Loss of the online probe, which does not reach the encoder. Add it to the loss of the method.
+        """Loss of the online probe, which does not reach the encoder.
 
         Args:
             h: representations [B, num_features].
@@ -126,25 +217,61 @@ class SelfSupervised(L.LightningModule):
         self.log("probe_loss", loss.detach())
         return loss
 
+    def on_fit_start(self) -> None:
+        """Compile the step, where asked for; it is the last thing before training, after all that wraps modules."""
+        if self.hparams["compile"]:
+            self._compiled = torch.compile(self.step)
+
     def configure_optimizers(self) -> Any:
         """Optimizer without decay of norms and biases, and the schedule per step."""
         h: Any = self.hparams
         method = nn.ModuleList(module for name, module in self.named_children() if name != "probe")
+        lr = self._scaled_lr()
         groups = [group for group in parameter_groups(method, h.weight_decay) if group["params"]]
         if self.probe is not None:
             groups.append({"params": list(self.probe.parameters()), "weight_decay": 0.0, "lr": h.probe_lr})
-        optimizer: torch.optim.Optimizer
-        if h.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=h.lr)
-        else:
-            optimizer = torch.optim.SGD(groups, lr=h.lr, momentum=h.momentum, nesterov=h.momentum > 0)
+        optimizer = create_optimizer(h.optimizer, groups, lr, h.momentum)
+        total = self._total_steps()
+        epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 0
+        warmup = min(total, round(h.warmup_epochs * total / epochs)) if epochs else 0
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, warmup, total, h.final_lr)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):
             raise ValueError("trainer: max_epochs or max_steps must be given, since the schedule ends there")
-        epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 0
-        warmup = min(int(total), round(h.warmup_epochs * total / epochs)) if epochs else 0
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, int(total)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return int(total)
+
+    def _scaled_lr(self) -> float:
+        h: Any = self.hparams
+        if not h.lr_batch_size:
+            return h.lr
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's, untyped
+        loader = self.trainer.train_dataloader
+        per_process = data.batch_size if data is not None else loader.batch_size  # type: ignore[union-attr]
+        images = per_process * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return h.lr * images / h.lr_batch_size
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """A step of the optimizer with the weight decay of the moment, then what follows it in a method."""
+        h: Any = self.hparams
+        if h.final_weight_decay is not None:
+            decay = cosine(h.weight_decay, h.final_weight_decay, self.progress)
+            optimizer.param_groups[0]["weight_decay"] = decay  # the group that decays, see configure_optimizers
+        progress = self.progress
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.after_optimizer_step(progress)
+
+    def after_optimizer_step(self, progress: float) -> None:
+        """Where a method moves its momentum encoder; `progress` in [0, 1] is that of the step just made."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which method it is, so that :func:`load` needs no more than the file."""
+        name = next((name for name, method in METHODS.items() if method.name == type(self).__name__), "")
+        checkpoint["fastssl"] = {"method": name, "version": __version__}
 
     # Evaluation during training: k-NN on the bank, and the online probe, both on the test images
 
@@ -153,27 +280,37 @@ class SelfSupervised(L.LightningModule):
         h = self(self.eval_transform(batch.image, channels="first")).float()
         self._evaluated[dataloader_idx].append((h, batch.label, batch.index))
 
+    test_step = validation_step
+
     def on_validation_epoch_end(self) -> None:
-        """Log `knn` and `probe`, accuracies in [0, 1] on the test images with a label."""
+        """Log `knn` and `probe`, accuracies in [0, 1] on the test images with a label, and `h_rank`.
+
+        h_rank: effective rank of the representations of the test images, at most num_features: exp of the entropy of
+        their normalised singular values. Garrido et al. 2023 (arXiv 2210.02885), equation 1.
+        """
         collected = [self._gather(parts) for parts in self._evaluated if parts]
         for parts in self._evaluated:
             parts.clear()
-        if len(collected) < 2 or self.trainer.sanity_checking or self.probe is None:
+        if len(collected) < 2 or self.trainer.sanity_checking:
             return
         bank, test = collected
-        if not len(bank.x) or not len(test.x):
+        self._log_result("h_rank", effective_rank(test.x), prog_bar=False)
+        bank, test = (Features(*(value[part.label >= 0] for value in part)) for part in (bank, test))
+        if self.probe is None or not len(bank.x) or not len(test.x):
             return
         h: Any = self.hparams
-        self._log_accuracy("knn", knn_accuracy(bank, test, h.num_classes, h.knn_k, h.knn_temperature))
+        self._log_result("knn", knn_accuracy(bank, test, h.num_classes, h.knn_k, h.knn_temperature))
         correct = self.probe(test.x).argmax(1) == test.label
-        self._log_accuracy("probe", correct.float().mean().item())
+        self._log_result("probe", correct.float().mean().item())
 
-    def _log_accuracy(self, name: str, value: float) -> None:
+    on_test_epoch_end = on_validation_epoch_end
+
+    def _log_result(self, name: str, value: float, prog_bar: bool = True) -> None:
         # Every process has gathered the same features; their mean is the value itself.
-        self.log(name, value, prog_bar=True, sync_dist=True)
+        self.log(name, value, prog_bar=prog_bar, sync_dist=True)
 
     def _gather(self, parts: list[tuple[Tensor, ...]]) -> Features:
-        """Labelled features of all processes, each image once."""
+        """Features of all processes, each image once."""
         h, label, index = (torch.cat(part) for part in zip(*parts, strict=True))
         if self.trainer.world_size > 1:
             h, label, index = (x.flatten(0, 1) for x in self.all_gather((h, label, index)))
@@ -181,6 +318,50 @@ class SelfSupervised(L.LightningModule):
         order = index.argsort(stable=True)
         first = torch.ones_like(order, dtype=torch.bool)
         first[1:] = index[order][1:] != index[order][:-1]
-        h, label = h[order][first], label[order][first]
-        known = label >= 0
-        return Features(h[known], label[known])
+        return Features(h[order][first], label[order][first])
+
+
+def effective_rank(x: Tensor, most: int = 4096) -> float:
+    """exp of the entropy of the singular values' shares; x float [N, D], of which at most `most` rows are taken."""
+    rows = x[:: -(-len(x) // most)].float()
+    values = torch.linalg.svdvals(rows)
+    if not values.isfinite().all():
+        return math.nan
+    shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) + 1e-7
+    return (-(shares * shares.log()).sum()).exp().item()
+
+
+def load(path: str | Path) -> SelfSupervised:
+    """A method with the weights of a checkpoint, on the CPU, in evaluation mode.
+
+    Args:
+        path: of a checkpoint of ``fastssl fit``, or of the folder of a run, whose last.ckpt is taken.
+
+    Raises:
+        ValueError: on one line, if there is no such file, or it is damaged or of another kind.
+    """
+    file = Path(path) / "last.ckpt" if Path(path).is_dir() else Path(path)
+
+    def refuse(reason: str) -> NoReturn:
+        raise ValueError(f"{str(file)!r} {reason}") from None
+
+    if not file.is_file():
+        refuse("is no checkpoint: there is no such file")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, depending on where the file is broken
+        refuse(f"is no checkpoint that PyTorch can read ({type(error).__name__}); it may be cut off")
+    lacking = [
+        key for key in ("state_dict", "hyper_parameters", "fastssl") if not isinstance(checkpoint, dict) or key not in checkpoint
+    ]  # fmt: skip
+    if lacking:
+        refuse(f"is no checkpoint of fastssl fit: it lacks {', '.join(lacking)}")
+    name = checkpoint["fastssl"].get("method", "")
+    if name not in METHODS:
+        refuse(f"is of the method {name!r}, which this version of fastssl lacks; {nearest(name, list(METHODS))}")
+    try:
+        model = METHODS[name].load()(**checkpoint["hyper_parameters"])
+        model.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, TypeError, ValueError) as error:
+        refuse(f"does not fit {METHODS[name].name} in this version: {' '.join(str(error).split())[:200]}")
+    return model.eval()

@@ -7,12 +7,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastssl.augment import SimCLRTransform
-from fastssl.data.base import Batch
 from fastssl.losses import NTXentLoss
-from fastssl.methods.base import SelfSupervised
+from fastssl.methods.base import SelfSupervised, Step
 from fastssl.models.heads import ProjectionHead
 
 
@@ -47,24 +46,24 @@ class SimCLR(SelfSupervised):
         super().__init__(**kwargs)
         self.save_hyperparameters()
         self.projection = ProjectionHead(self.num_features, hidden_dim or self.num_features, out_dim, head_layers)
+        # for all k in {1, ..., N}: draw two augmentation functions, x~_{2k-1} = t(x_k), x~_{2k} = t'(x_k)
         self.transform = SimCLRTransform(
             self.eval_transform.size, cj_strength=strength, min_scale=min_scale, gaussian_blur=blur
         )
         # With more than one process the negatives come from all of them; with one this changes nothing.
         self.criterion = NTXentLoss(temperature, gather_distributed=torch.distributed.is_available())
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    @property
+    def projector(self) -> nn.Module:
+        return self.projection
+
+    def step(self, x0: Tensor, x1: Tensor) -> Step:  # type: ignore[override]  # two views
         """One step of Algorithm 1 on N images."""
-        # for all k in {1, ..., N}: draw two augmentation functions, x~_{2k-1} = t(x_k), x~_{2k} = t'(x_k)
-        seed: int = self.hparams["seed"]
-        key = {"seed": seed, "epoch": self.current_epoch, "index": batch.index}
-        x0, x1 = self.transform(batch.image, channels="first", **key)
-        h = self(torch.cat([x0, x1]))  # representation f [2N, num_features]
-        z0, z1 = self.projection(h).chunk(2)  # projection g [N, out_dim] each
+        h = self.represent(torch.cat([x0, x1]))  # representation f [2N, num_features]
+        z = self.projection(h)  # projection g [2N, out_dim]
+        z0, z1 = z.chunk(2)
         loss = self.criterion(z0, z1)  # mean of l(2k-1, 2k) + l(2k, 2k-1) over the batch
 
         # InfoNCE bounds the mutual information of two views: I >= log(candidates) - loss, in nats.
         candidates = 2 * len(z0) * self.trainer.world_size - 1
-        self.log("loss", loss.detach(), prog_bar=True)
-        self.log("mi_bound", math.log(candidates) - loss.detach())
-        return loss + self.probe_loss(h, batch.label.repeat(2))
+        return Step(loss, h, z, {"mi_bound": math.log(candidates) - loss})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -36,3 +38,85 @@ class ProjectionHead(nn.Sequential):
     def forward(self, h: Tensor) -> Tensor:
         """h [B, in_dim] -> z [B, out_dim], not normalised: the loss does that."""
         return super().forward(h)
+
+
+class DINOHead(nn.Module):
+    """The head of DINO: Caron et al. 2021 (arXiv 2104.14294), appendix C.
+
+    A perceptron with GELU ends in a bottleneck z, which is L2-normalised; logits are its cosine similarities with the
+    prototypes, the rows of a weight-normalised linear layer without bias.
+
+    Args:
+        in_dim: width of the representation h.
+        out_dim: number of prototypes, K.
+        hidden_dim: width of the hidden layers.
+        bottleneck_dim: width of z.
+        layers: linear layers up to z.
+        batch_norm: whether hidden layers have BatchNorm, as for convolutional networks.
+        norm_last_layer: whether the length of the prototypes stays 1. Longer ones help some, and may make training
+            unstable.
+
+    Raises:
+        ValueError: if a number is below 1.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        layers: int = 3,
+        batch_norm: bool = False,
+        norm_last_layer: bool = True,
+    ) -> None:
+        super().__init__()
+        numbers = {
+            "in_dim": in_dim,
+            "out_dim": out_dim,
+            "hidden_dim": hidden_dim,
+            "bottleneck_dim": bottleneck_dim,
+            "layers": layers,
+        }
+        for name, value in numbers.items():
+            if value < 1:
+                raise ValueError(f"DINOHead: {name} must be at least 1, got {value}")
+        modules: list[nn.Module] = []
+        for _ in range(layers - 1):
+            modules.append(nn.Linear(in_dim, hidden_dim, bias=not batch_norm))
+            if batch_norm:
+                modules.append(nn.BatchNorm1d(hidden_dim))
+            modules.append(nn.GELU())
+            in_dim = hidden_dim
+        modules.append(nn.Linear(in_dim, bottleneck_dim))
+        self.mlp = nn.Sequential(*modules)
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.last_layer = Prototypes(bottleneck_dim, out_dim, learn_length=not norm_last_layer)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h [B, in_dim] -> logits [B, out_dim]."""
+        return self.last_layer(F.normalize(self.mlp(h), dim=-1))
+
+
+class Prototypes(nn.Module):
+    """A weight-normalised linear layer without bias: Salimans and Kingma 2016 (arXiv 1602.07868).
+
+    Args:
+        in_dim: width of the input.
+        out_dim: number of prototypes.
+        learn_length: whether their lengths are learned; else all are 1.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, learn_length: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.Linear(in_dim, out_dim, bias=False).weight.detach())
+        self.length = nn.Parameter(torch.ones(out_dim, 1)) if learn_length else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_dim] -> [B, out_dim]."""
+        directions = F.normalize(self.weight, dim=1)
+        return F.linear(x, directions if self.length is None else self.length * directions)
