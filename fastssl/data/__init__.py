@@ -1,14 +1,24 @@
-"""Readers of real images, and small real data that needs no download."""
+"""Readers of real images, and small real data that needs no download.
 
-from fastssl.data.base import ImageData
-from fastssl.data.decode import UnreadableImage, decode_image, read_image
-from fastssl.data.folder import Folder
-from fastssl.data.images import Batch, ImageList, TensorImages
-from fastssl.data.loader import ViewLoader, Views
-from fastssl.data.photos import Photos
-from fastssl.data.pictures import Files, Pictures
+Importing this package imports neither torch nor Lightning: the command line lists the readers from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastssl.data.base import ImageData
+    from fastssl.data.decode import UnreadableImage, decode_image, read_image
+    from fastssl.data.folder import Folder
+    from fastssl.data.images import Batch, ImageList, TensorImages
+    from fastssl.data.loader import ViewLoader, Views
+    from fastssl.data.photos import Photos
+    from fastssl.data.pictures import Files, Pictures
 
 __all__ = [
+    "DATA",
     "Batch",
     "Files",
     "Folder",
@@ -23,3 +33,30 @@ __all__ = [
     "decode_image",
     "read_image",
 ]
+
+DATA: dict[str, str] = {
+    "photos": "fastssl.data.Photos",
+    "folder": "fastssl.data.Folder",
+}
+"""Readers by the short names that the command line takes, with the path of their class."""
+
+_MODULES = {
+    "base": ("ImageData",),
+    "decode": ("UnreadableImage", "decode_image", "read_image"),
+    "folder": ("Folder",),
+    "images": ("Batch", "ImageList", "TensorImages"),
+    "loader": ("ViewLoader", "Views"),
+    "photos": ("Photos",),
+    "pictures": ("Files", "Pictures"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
