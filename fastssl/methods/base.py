@@ -164,8 +164,9 @@ class SelfSupervised(L.LightningModule):
         if untrained:
             backbone = create_backbone(*self.architecture).to(self.device, memory_format=torch.channels_last)
             return Encoder(backbone, self.architecture, self.hparams["size"], label="untrained encoder")
-        label = f"{type(self).__name__} {self.architecture.name}"
-        return Encoder(self.evaluated, self.architecture, self.hparams["size"], self.projector, label)
+        method, size = type(self).__name__, self.hparams["size"]
+        label = f"{method} {self.architecture.name}"
+        return Encoder(self.evaluated, self.architecture, size, self.projector, label, method)
 
     # Training
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from fastssl.augment import EvalTransform
+from fastssl.augment import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
 from fastssl.configs import nearest
 from fastssl.models.backbones import Stem, create_backbone, is_model, sized_args
+
+Statistics = tuple[Sequence[float], Sequence[float]]
 
 
 class Architecture(NamedTuple):
@@ -38,6 +40,8 @@ class Encoder(nn.Module):
         size: side in pixels of the images that it sees.
         projection: h -> z [B, out_dim], or None.
         label: what tables call it.
+        method: that trained it, the name of its class; empty for a model of timm.
+        statistics: mean and standard deviation per channel with which its images are normalised, for values in [0, 1].
 
     Attributes:
         transform: :class:`fastssl.augment.EvalTransform`: uint8 images, a stack or a list, to what ``forward`` takes.
@@ -50,12 +54,15 @@ class Encoder(nn.Module):
         size: int,
         projection: nn.Module | None = None,
         label: str = "",
+        method: str = "",
+        statistics: Statistics = (IMAGENET_MEAN, IMAGENET_STD),
     ) -> None:
         super().__init__()
         self.backbone, self.projection = backbone, projection
         self.architecture, self.size, self.label = architecture, size, label or architecture.name
+        self.method, self.statistics = method, statistics
         self.num_features: int = backbone.num_features  # type: ignore[assignment]  # timm's, not a tensor
-        self.transform = EvalTransform(size)
+        self.transform = EvalTransform(size, *statistics)
 
     def resize(self, size: int) -> None:
         """Take images of another size from now on; the positions of a transformer are interpolated.
@@ -73,7 +80,7 @@ class Encoder(nn.Module):
             except (AssertionError, AttributeError, TypeError) as error:
                 raise ValueError(f"size must be one that {self.label} can take, got {size}: {error}") from None
             self.architecture = self.architecture._replace(kwargs=kwargs | {"img_size": size})
-        self.size, self.transform = size, EvalTransform(size)
+        self.size, self.transform = size, EvalTransform(size, *self.statistics)
 
     @property
     def has_projection(self) -> bool:
@@ -149,7 +156,9 @@ def _create(word: str, pretrained: bool, size: int | None) -> Encoder:
     side = size or (own.input_size[-1] if own is not None else 224)
     kwargs = sized_args(name, side)
     backbone = create_backbone(name, "timm", kwargs, pretrained=pretrained)
-    return Encoder(backbone, Architecture(name, "timm", kwargs), side, label=name)
+    # An untrained network has seen no images; published weights want theirs normalised as they were in their training.
+    statistics = (own.mean, own.std) if pretrained and own is not None else (IMAGENET_MEAN, IMAGENET_STD)
+    return Encoder(backbone, Architecture(name, "timm", kwargs), side, label=name, statistics=statistics)
 
 
 def _nearest_path(path: Path) -> str:
