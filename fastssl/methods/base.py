@@ -135,6 +135,10 @@ class SelfSupervised(L.LightningModule):
         """The method on the views of a batch, each float [N, C, H, W], normalised."""
         raise NotImplementedError
 
+    def targets(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What ``step`` gets besides the views: labels, where a method learns from them."""
+        return ()
+
     @property
     def evaluated(self) -> nn.Module:
         """The backbone whose representations count: a method's teacher, where it has one."""
@@ -183,7 +187,7 @@ class SelfSupervised(L.LightningModule):
             batch.image, channels="first", seed=seed, epoch=self.current_epoch, index=batch.index, dtype=torch.float32
         )
         step = self.step if self._compiled is None else self._compiled
-        result: Step = step(*([views] if isinstance(views, Tensor) else views))
+        result: Step = step(*([views] if isinstance(views, Tensor) else views), *self.targets(batch))
         self.log("loss", result.loss.detach(), prog_bar=True)
         for name, value in result.metrics.items():
             self.log(name, value.detach())
