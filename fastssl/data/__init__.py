@@ -11,15 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastssl.data.base import ImageData
     from fastssl.data.decode import UnreadableImage, decode_image, read_image
+    from fastssl.data.digits import Digits
     from fastssl.data.folder import Folder
     from fastssl.data.images import Batch, ImageList, TensorImages
     from fastssl.data.loader import ViewLoader, Views
     from fastssl.data.photos import Photos
     from fastssl.data.pictures import Files, Pictures
+    from fastssl.data.torchvision_sets import CIFAR10, CIFAR100, STL10
 
 __all__ = [
+    "CIFAR10",
+    "CIFAR100",
     "DATA",
+    "STL10",
     "Batch",
+    "Digits",
     "Files",
     "Folder",
     "ImageData",
@@ -36,18 +42,24 @@ __all__ = [
 
 DATA: dict[str, str] = {
     "photos": "fastssl.data.Photos",
+    "digits": "fastssl.data.Digits",
     "folder": "fastssl.data.Folder",
+    "cifar10": "fastssl.data.CIFAR10",
+    "cifar100": "fastssl.data.CIFAR100",
+    "stl10": "fastssl.data.STL10",
 }
 """Readers by the short names that the command line takes, with the path of their class."""
 
 _MODULES = {
     "base": ("ImageData",),
     "decode": ("UnreadableImage", "decode_image", "read_image"),
+    "digits": ("Digits",),
     "folder": ("Folder",),
     "images": ("Batch", "ImageList", "TensorImages"),
     "loader": ("ViewLoader", "Views"),
     "photos": ("Photos",),
     "pictures": ("Files", "Pictures"),
+    "torchvision_sets": ("CIFAR10", "CIFAR100", "STL10"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
