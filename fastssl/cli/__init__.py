@@ -12,6 +12,7 @@ from fastssl._version import __version__
 # Nothing here may import torch: `fastssl --help` answers at once, also where an extra is missing.
 COMMANDS = {
     "fit": "train a method and evaluate the result",
+    "export": "write a trained backbone for timm, safetensors, ONNX",
     "bench": "time a kernel against reference PyTorch and other libraries",
     "visualize": "draw random views, attention, and features of patches as colours",
     "info": "show versions, the machine, and which backend each operation takes",

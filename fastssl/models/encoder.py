@@ -114,8 +114,8 @@ def load_encoder(source: str | Path, *, pretrained: bool = False, size: int | No
     """The encoder that a word on the command line means, in evaluation mode.
 
     Args:
-        source: a checkpoint of ``fastssl fit``, the folder of a run (its last.ckpt is taken), an exported .safetensors,
-            or the name of a model in timm, also written "timm:NAME".
+        source: a checkpoint of ``fastssl fit``, the folder of a run (its last.ckpt is taken), an exported .safetensors
+            or .pth, or the name of a model in timm, also written "timm:NAME".
         pretrained: of a timm model, whether to load its published weights, which timm downloads unless they are in its
             cache; else it is untrained.
         size: side in pixels of the images; None takes that of the training, or the model's own.
@@ -128,7 +128,7 @@ def load_encoder(source: str | Path, *, pretrained: bool = False, size: int | No
     if path.exists():
         if pretrained:
             raise ValueError(f"pretrained goes with the name of a timm model, got the file {word!r}")
-        encoder = _load_file(path)
+        encoder = read_encoder(path)
     else:
         encoder = _create(word, pretrained, size)
     if size is not None and size != encoder.size:
@@ -136,21 +136,32 @@ def load_encoder(source: str | Path, *, pretrained: bool = False, size: int | No
     return encoder.eval()
 
 
-def _load_file(path: Path) -> Encoder:
-    if path.suffix == ".safetensors":
+def read_encoder(path: str | Path) -> Encoder:
+    """The encoder in a file or in the folder of a run, on the CPU, in evaluation mode.
+
+    Args:
+        path: what is a path among the sources of :func:`load_encoder`.
+
+    Raises:
+        ValueError: on one line, if there is no such file, or it is damaged or of another kind.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise ValueError(_no_such(path))
+    if path.suffix in (".safetensors", ".pth"):
         from fastssl.models.export import read_export
 
         return read_export(path)
     from fastssl.methods.base import load  # a method brings its own parts; only here does this file look up to it
 
-    return load(path).encoder()
+    return load(path).encoder().eval()
 
 
 def _create(word: str, pretrained: bool, size: int | None) -> Encoder:
     name = word.removeprefix("timm:")
     if not is_model(name):
         if word == name and ("/" in word or Path(word).suffix in (".ckpt", ".safetensors", ".pth")):
-            raise ValueError(f"there is no file or folder {word!r}; {_nearest_path(Path(word).expanduser())}")
+            raise ValueError(_no_such(Path(word).expanduser()))
         raise ValueError(f"{word!r} is no file, no folder and no timm model; {nearest(name, timm.list_models())}")
     own = timm.get_pretrained_cfg(name)
     side = size or (own.input_size[-1] if own is not None else 224)
@@ -161,12 +172,13 @@ def _create(word: str, pretrained: bool, size: int | None) -> Encoder:
     return Encoder(backbone, Architecture(name, "timm", kwargs), side, label=name, statistics=statistics)
 
 
-def _nearest_path(path: Path) -> str:
-    """The end of a message about a path that is not there."""
+def _no_such(path: Path) -> str:
+    """A message about a path that is not there."""
+    message = f"there is no file or folder {str(path)!r}; "
     here = path
     while not here.exists() and here != here.parent:
         missing, here = here, here.parent
     names = sorted(entry.name for entry in here.iterdir() if not entry.name.startswith(".")) if here.is_dir() else []
     if not names:
-        return f"{str(here)!r} is empty" if here.is_dir() else f"{str(here)!r} is no folder"
-    return f"in {str(here)!r}, " + nearest(missing.name, names)
+        return message + (f"{str(here)!r} is empty" if here.is_dir() else f"{str(here)!r} is no folder")
+    return message + f"in {str(here)!r}, " + nearest(missing.name, names)
