@@ -6,7 +6,10 @@ and inherits the loaders. Augmentation is no business of a reader: it happens on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,11 +17,51 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from fastssl.data.images import Batch, TensorImages
 
-__all__ = ["Batch", "ImageData", "TensorImages"]
+__all__ = ["Batch", "EpochLoader", "EpochOrder", "ImageData", "TensorImages"]
 
 
 def _already_a_batch(batch: Batch) -> Batch:
     return batch
+
+
+class EpochOrder(DistributedSampler[Batch]):
+    """Order of the images of one process: a function of (seed, epoch), and of no generator that a run would carry on.
+
+    Attributes:
+        start: (epoch, image): where the next pass over that epoch begins. The images before it, which a continued run
+            has seen already, are not read. It holds for one pass.
+    """
+
+    start = (0, 0)
+
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]  # indices, whatever the data set holds
+        (epoch, image), self.start = self.start, (0, 0)
+        return islice(super().__iter__(), image if epoch == self.epoch else 0, None)  # type: ignore[arg-type]
+
+
+class EpochLoader(DataLoader[Batch]):
+    """Batches of training images, from any batch of an epoch on."""
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Let the next pass over `epoch` begin at `batch`. No image before it is read."""
+        if isinstance(self.sampler, EpochOrder):  # Lightning puts another one in its place to overfit a few batches
+            assert self.batch_size is not None
+            self.sampler.start = epoch, batch * self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # PyTorch promises its own iterator
+        # A generator, so that loader processes begin to read when the first batch is wanted. Lightning makes iterators
+        # long before: when it counts the steps, knowing neither the epoch nor the batch where training continues.
+        yield from super().__iter__()
+
+    # Lightning takes a loader with these two for one that can begin in the middle of an epoch. There is nothing to
+    # keep: (seed, epoch) give the order, and fastssl.methods.checkpoint.RunCheckpoint knows the batch.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 class ImageData(L.LightningDataModule):
@@ -48,8 +91,16 @@ class ImageData(L.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes, 0 where there are no labels; reads the data first where nothing else tells."""
+        if not hasattr(self, "class_names"):
+            self.setup("fit")
         return len(self.class_names)
+
+    @property
+    def unreadable(self) -> list[Path]:
+        """Pictures that could not be read so far and were skipped, of all sets."""
+        sets = {id(part): part for part in (getattr(self, name, None) for name in ("train", "bank", "test"))}
+        return [path for part in sets.values() for path in getattr(part, "unreadable", [])]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches, all of the same size: an incomplete last one is dropped."""
@@ -60,16 +111,16 @@ class ImageData(L.LightningDataModule):
                 f"{type(self).__name__}: batch_size must be at most {images}, the number of training images per "
                 f"process, got {self.batch_size}"
             )
-        # Used for one process too: unlike RandomSampler its order depends on (seed, epoch) only, hidden state apart.
-        # Lightning calls set_epoch.
-        order: DistributedSampler[Batch] = DistributedSampler(
-            self.train, world, rank, shuffle=True, seed=self.seed, drop_last=True
-        )
-        return self._loader(self.train, sampler=order, drop_last=True)
+        # For one process too. Lightning calls set_epoch.
+        order = EpochOrder(self.train, world, rank, shuffle=True, seed=self.seed, drop_last=True)
+        return self._loader(self.train, EpochLoader, sampler=order, drop_last=True)
 
     def bank_dataloader(self) -> DataLoader[Batch]:
-        """The training images once, in order: what k-NN and linear probes are fitted on."""
-        return self._loader(self.train)
+        """The labelled training images once, in order: what k-NN and linear probes are fitted on.
+
+        Those of `bank` where a reader has such a set, because it trains on images without labels; else all of `train`.
+        """
+        return self._loader(getattr(self, "bank", self.train))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test images once, in order."""
@@ -79,14 +130,16 @@ class ImageData(L.LightningDataModule):
         """What the evaluation during training needs: bank and test images, in this order."""
         return [self.bank_dataloader(), self.test_dataloader()]
 
-    def _loader(self, images: Dataset[Batch], **kwargs) -> DataLoader[Batch]:
+    def _loader(self, images: Dataset[Batch], cls: type[DataLoader] = DataLoader, **kwargs) -> DataLoader[Batch]:
         workers = 0 if getattr(images, "in_memory", False) else self.num_workers
-        return DataLoader(
+        return cls(
             images,
             batch_size=self.batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_already_a_batch,  # type: ignore[arg-type]  # what __getitems__ returns
+            # Each pass draws a number for its loader processes; from PyTorch's generator, it would move dropout.
+            generator=torch.Generator().manual_seed(self.seed),
             **kwargs,
         )
