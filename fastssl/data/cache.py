@@ -139,7 +139,7 @@ def cache_on_disk(files: Files, path: Path, *, skip: bool = False) -> CachedPict
     """
     if fcntl is None:
         raise ValueError('cache must be "none" or "ram" on this system, which has no locks on files, got "disk"')
-    fingerprint = _fingerprint(files)
+    fingerprint = fingerprint_files(files)
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +238,8 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _fingerprint(files: Files) -> bytes:
+def fingerprint_files(files: Files) -> bytes:
+    """Digest of what decoding depends on: names, sizes and times of change, and its options."""
     decoder = "Pillow" if decode.simplejpeg is None else "simplejpeg"
     digest = hashlib.sha256(json.dumps([files.size, files.cap, decoder]).encode())
     for number in range(len(files)):
