@@ -39,6 +39,12 @@ _CHUNK = 256  # pictures in flight between the threads that decode and what stor
 _log = logging.getLogger(__name__)
 
 
+def cache_folder(chosen: str | None) -> Path:
+    """Where caches lie: the folder `chosen`, or else fastssl in the user's cache folder."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(chosen or caches / "fastssl").expanduser()
+
+
 class CachedPictures:
     """Pictures decoded before: a :class:`fastssl.data.pictures.Source` whose images are views of large blocks.
 

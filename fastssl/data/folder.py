@@ -1,19 +1,21 @@
-"""`Folder`: one's own pictures, a folder per class, whole and decoded when they are needed."""
+"""`Folder`: one's own pictures, with a folder per class or without classes, whole and decoded when they are needed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from fastssl.configs import nearest
 from fastssl.data.base import ImageData
-from fastssl.data.cache import cache_in_memory, cache_on_disk
-from fastssl.data.pictures import Files, OnError, Pictures, Source
+from fastssl.data.cache import cache_folder, cache_in_memory, cache_on_disk
+from fastssl.data.pictures import Files, OnError, Pictures, Source, check_choice, check_options, held_out
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 Cache = Literal["none", "ram", "disk"]
+Labels = Literal["auto", "none"]
 
 
 def find_pictures(folder: str | Path) -> list[str]:
@@ -34,14 +36,56 @@ def find_pictures(folder: str | Path) -> list[str]:
     return sorted(found)
 
 
+def nearest_folder(path: Path) -> str:
+    """The end of a message about a folder that is missing: which there are, in the place where its path breaks off."""
+    here = path.absolute()
+    wanted = here.name
+    while not here.is_dir() and here != here.parent:
+        here, wanted = here.parent, here.name
+    try:
+        names = sorted(entry.name for entry in here.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        names = []
+    return f"in {here}, {nearest(wanted, names)}" if names else f"in {here} there are none"
+
+
+class _Listed(NamedTuple):
+    """Files of one half, and the folder that each is in, right below that half; "" for none."""
+
+    files: list[str]
+    folders: list[str]
+
+    @classmethod
+    def below(cls, folder: Path) -> _Listed:
+        files = find_pictures(folder)
+        start = len(os.path.join(folder, ""))
+        parts = (file[start:].rpartition(os.sep)[0].partition(os.sep)[0] for file in files)
+        return cls(files, list(parts))
+
+    def where(self, chosen: list[bool], equals: bool) -> _Listed:
+        picked = [
+            pair
+            for pair, choice in zip(zip(self.files, self.folders, strict=True), chosen, strict=True)
+            if choice == equals
+        ]
+        return _Listed([file for file, _ in picked], [folder for _, folder in picked])
+
+
 class Folder(ImageData):
-    """Pictures under ``root/train/<class>/`` and ``root/test/<class>/`` (or ``val``), at any depth below the class.
+    """Pictures in a folder, at any depth. Links are followed, names that begin with a dot left out.
+
+    What is below `root` says how it is read:
+
+    - ``train`` and ``test`` (or ``val``): these halves.
+    - Nothing of the kind, or ``train`` alone: about a share of `test_share` is kept from training, to test on. A hash
+      of its path below `root` chooses a picture, so that those added later move none.
+    - ``<class>/...`` right below, or right below ``train``, at least two: classes. Pictures beside them have no label.
 
     Batches hold whole pictures of different sizes, see :class:`fastssl.data.pictures.Pictures`: views are cropped from
     all of a picture, as in the papers.
 
     Args:
-        root: the folder that holds both.
+        root: the folder.
         size: in pixels. A picture is decoded at 1/2, 1/4 or 1/8 as long as its short side stays at least so long, which
             takes down to half the time; twice the side of the views loses nothing that can be seen. None: always whole.
         batch_size: images per step and process.
@@ -51,12 +95,14 @@ class Folder(ImageData):
         cache: keep decoded pictures: "none", in memory ("ram", of each process), or in a file ("disk") that the next
             run uses again, until a picture is changed, added or removed.
         cache_dir: folder of that file; None takes fastssl in the user's cache folder.
-        on_error: a picture that cannot be read: "raise" names it and ends, "skip" names it in a warning and takes
-            another one.
+        on_error: a picture that cannot be read: "skip" names it in a warning, lists it in `unreadable` and takes
+            another one in its place; "raise" names it and ends.
+        labels: "auto" takes folders for classes, see above; "none" takes all pictures without a label.
+        test_share: share of the pictures to test on, where they have no folder of their own.
 
     Raises:
-        FileNotFoundError: if a folder is missing or holds no picture.
-        ValueError: if a number is out of range, a test class is not among the training classes, or a cache has no room.
+        FileNotFoundError: if the folder is missing, or there is no picture to train or to test on.
+        ValueError: if an option is out of range, a test class is no training class, or a cache has no room.
         UnreadableImage: for a picture that cannot be read, with "raise".
         OSError: if a cache cannot be written.
     """
@@ -71,53 +117,65 @@ class Folder(ImageData):
         cap: bool | None = None,
         cache: Cache = "none",
         cache_dir: str | None = None,
-        on_error: OnError = "raise",
+        on_error: OnError = "skip",
+        labels: Labels = "auto",
+        test_share: float = 0.1,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        if size is not None and size < 1:
-            raise ValueError(f"Folder: size must be at least 1, got {size}")
-        for name, value, choices in (("cache", cache, Cache), ("on_error", on_error, OnError)):
-            if value not in choices.__args__:  # type: ignore[attr-defined]  # a Literal has them
-                words = " or ".join(f'"{choice}"' for choice in choices.__args__)  # type: ignore[attr-defined]
-                raise ValueError(f"Folder: {name} must be {words}, got {value!r}")
+        self._name = type(self).__name__
+        check_options(self._name, size, on_error, test_share)
+        check_choice(self._name, "cache", cache, Cache)
+        check_choice(self._name, "labels", labels, Labels)
         self.root, self.size, self.cache, self.on_error = Path(root).expanduser(), size, cache, on_error
+        self.labels, self.test_share = labels, test_share
         self.cap = cache != "none" if cap is None else cap
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        self.cache_dir = Path(cache_dir or caches / "fastssl").expanduser()
+        self.cache_dir = cache_folder(cache_dir)
 
     def setup(self, stage: str | None = None) -> None:
-        """List the files of both halves, and fill or find their cache; once."""
+        """List the files, and fill or find their cache; once."""
         if hasattr(self, "train"):
             return
-        test = next((name for name in ("test", "val") if (self.root / name).is_dir()), None)
-        if not (self.root / "train").is_dir() or test is None:
-            raise FileNotFoundError(
-                f"Folder: root must hold the folders train and test (or val) with a folder per class, got {self.root}"
-            )
-        self.class_names = self._classes(self.root / "train")
-        unknown = sorted(set(self._classes(self.root / test)) - set(self.class_names))
-        if unknown:
-            raise ValueError(f"Folder: {self.root / test} has classes that {self.root / 'train'} lacks: {unknown[:5]}")
+        listed = self._list()
         # Listed both before one is decoded, which may take long.
-        train, self.test = (self._list(self.root / half) for half in ("train", test))
-        for pictures, half in ((train, "train"), (self.test, test)):
+        train, test = (self._pictures(half) for half in listed)
+        for pictures, half in ((train, "train"), (test, "test")):
             pictures.source = self._cached(pictures.source, half)
-        self.train = train
+        self.train, self.test = train, test
 
-    @staticmethod
-    def _classes(folder: Path) -> list[str]:
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    def _list(self) -> tuple[_Listed, _Listed]:
+        """What to train and to test on; finds the classes."""
+        if not self.root.is_dir():
+            raise FileNotFoundError(
+                f"{self._name}: root must be a folder of pictures, there is no folder {self.root}; "
+                f"{nearest_folder(self.root)}"
+            )
+        train = self.root / "train"
+        test = next((self.root / name for name in ("test", "val") if (self.root / name).is_dir()), None)
+        if test is not None and not train.is_dir():
+            raise FileNotFoundError(f"{self._name}: {self.root} has a folder {test.name}, but none with the name train")
+        folders = [entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        halves = test is not None or folders == ["train"]  # or "train" is a class, of railways
+        listed = _Listed.below(train if halves else self.root)
+        names = sorted({*listed.folders} - {""})
+        self.class_names = names if self.labels == "auto" and len(names) > 1 else []
+        if test is not None:
+            tested = _Listed.below(test)
+            if unknown := sorted({*tested.folders} - {"", *names}) if self.class_names else []:
+                raise ValueError(f"{self._name}: {test} has classes that {train} lacks: {unknown[:5]}")
+        else:
+            keys = [Path(file).relative_to(self.root).as_posix() for file in listed.files]
+            chosen = held_out(keys, self.test_share)
+            tested, listed = listed.where(chosen, True), listed.where(chosen, False)
+        for half, where in ((tested, test or self.root), (listed, train if halves else self.root)):
+            if not half.files:
+                one = "" if half is tested or test is not None else " to train on beside the one to test on"
+                raise FileNotFoundError(f"{self._name}: no picture ({', '.join(_ENDINGS)}) in {where}{one}")
+        return listed, tested
 
-    def _list(self, folder: Path) -> Pictures:
-        files: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(self.class_names):
-            here = find_pictures(folder / name)
-            files += here
-            labels += [label] * len(here)
-        if not files:
-            raise FileNotFoundError(f"Folder: no picture ({', '.join(_ENDINGS)}) in the class folders of {folder}")
-        return Pictures(Files(files, self.size, self.cap), labels, self.on_error, "Folder")
+    def _pictures(self, listed: _Listed) -> Pictures:
+        label_of = {name: label for label, name in enumerate(self.class_names)}
+        labels = [label_of.get(folder, -1) for folder in listed.folders]
+        return Pictures(Files(listed.files, self.size, self.cap), labels, self.on_error, self._name)
 
     def _cached(self, source: Source, half: str) -> Source:
         if self.cache == "none":
@@ -131,6 +189,6 @@ class Folder(ImageData):
             name = f"{self.root.resolve().name}-{half}-{key}.images"
             return cache_on_disk(source, self.cache_dir / name, skip=skip)
         except ValueError as error:
-            raise type(error)(f"Folder: {error}") from None
+            raise type(error)(f"{self._name}: {error}") from None
         except OSError as error:
-            raise OSError(f"Folder: {error.strerror}") from None
+            raise OSError(f"{self._name}: {error.strerror}") from None

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastssl.data.decode import UnreadableImage, read_image
+from fastssl.data.decode import UnreadableImage, decode_image, read_image
 from fastssl.data.images import Batch, ImageList
 
 OnError = Literal["raise", "skip"]
+
+
+def check_choice(name: str, argument: str, value: Any, choices: Any) -> None:
+    """Raise ValueError unless `value` is one of the words of a Literal."""
+    if value not in get_args(choices):
+        words = " or ".join(f'"{word}"' for word in get_args(choices))
+        raise ValueError(f"{name}: {argument} must be {words}, got {value!r}")
+
+
+def check_options(name: str, size: int | None, on_error: OnError, test_share: float) -> None:
+    """Raise ValueError where an option that all readers of pictures have makes no sense."""
+    if size is not None and size < 1:
+        raise ValueError(f"{name}: size must be at least 1, got {size}")
+    check_choice(name, "on_error", on_error, OnError)
+    if not 0 < test_share < 1:
+        raise ValueError(f"{name}: test_share must be between 0 and 1, got {test_share}")
+
+
+def held_out(keys: Sequence[str], share: float) -> list[bool]:
+    """Which pictures are kept from training, to test on: about a `share`, by a hash of each key alone.
+
+    Pictures that are added later move none of the others, and the choice is the same on every machine. Where none is
+    chosen, that with the smallest hash is.
+
+    Args:
+        keys: what identifies each picture, such as its path below a folder.
+        share: between 0 and 1.
+    """
+    hashes = [int.from_bytes(hashlib.sha256(os.fsencode(key)).digest()[:6], "big") for key in keys]
+    bound = max(share * 2**48, min(hashes, default=0) + 1)
+    return [value < bound for value in hashes]
 
 
 class Source(Protocol):
@@ -27,7 +60,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def path(self, number: int) -> Path:
-        """Of the picture's file."""
+        """Of the picture's file; for one inside of something else, a name that leads there."""
 
     def read(self, number: int) -> Tensor:
         """uint8 [3, H, W]; raises :class:`UnreadableImage`."""
@@ -60,6 +93,37 @@ class Files:
         return read_image(self.path(number), self.size, cap=self.cap)
 
 
+class Encoded(ABC):
+    """Pictures that are part of something else, decoded when they are asked for; subclasses fetch their bytes.
+
+    Args:
+        size: see :func:`fastssl.data.decode.read_image`; `cap` likewise.
+    """
+
+    in_memory = False
+
+    def __init__(self, size: int | None = None, cap: bool = False) -> None:
+        self.size, self.cap = size, cap
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def path(self, number: int) -> Path:
+        """A name of the picture: where it is, and there which."""
+
+    @abstractmethod
+    def data(self, number: int) -> bytes:
+        """The picture as in a file; raises OSError or ValueError where it cannot be had."""
+
+    def read(self, number: int) -> Tensor:
+        """uint8 [3, H, W], a view of memory [H, W, 3]; raises :class:`UnreadableImage`."""
+        try:
+            return decode_image(self.data(number), self.size, cap=self.cap)
+        except (OSError, ValueError) as error:
+            raise UnreadableImage(f"cannot read {self.path(number)}: {error}") from None
+
+
 class Pictures(Dataset[Batch]):
     """Whole pictures of different sizes, in batches whose `image` is an :class:`ImageList`.
 
@@ -80,8 +144,7 @@ class Pictures(Dataset[Batch]):
     def __init__(
         self, source: Source, labels: Sequence[int], on_error: OnError = "raise", name: str = "Pictures"
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f'{name}: on_error must be "raise" or "skip", got {on_error!r}')
+        check_choice(name, "on_error", on_error, OnError)
         if len(labels) != len(source):
             raise ValueError(f"{name}: labels must be {len(source)} for as many pictures, got {len(labels)}")
         self.source, self.on_error, self.name = source, on_error, name

@@ -18,6 +18,7 @@ from spawned import as_it_is
 from fastssl.data import Batch, Files, Folder, ImageList, Pictures, UnreadableImage, read_image
 from fastssl.data.folder import find_pictures
 from fastssl.data.images import move_images
+from fastssl.data.pictures import held_out
 
 
 def set_up(root, **options):
@@ -79,6 +80,82 @@ def test_a_batch_from_a_worker_is_one_block_of_shared_memory(root):
     assert len(storages) == 1 and batch.image[0].is_shared()
     assert batch.image.pack().data_ptr() == batch.image[0].data_ptr()  # moved as it is
     assert batch.image[0].untyped_storage().nbytes() == sum(image.numel() for image in batch.image)
+
+
+# What a folder looks like
+
+
+def test_unlabelled_pictures_are_found_at_any_depth(root):
+    flat = set_up(root, labels="none")
+    assert flat.class_names == [] and flat.num_classes == 0
+    assert (len(flat.train), len(flat.test)) == (10, 6)
+    assert {label for batch in flat.bank_dataloader() for label in batch.label.tolist()} == {-1}
+
+
+def names(pictures, root):
+    return {pictures.source.path(number).relative_to(root).as_posix() for number in range(len(pictures))}
+
+
+def many(folder, classes, each):
+    """Empty files: they are listed, not read."""
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(each):
+            (folder / name / f"{number}.jpg").touch()
+    return folder
+
+
+def test_classes_without_halves_keep_a_share_of_each_to_test_on(tmp_path):
+    data = set_up(many(tmp_path / "all", ("cat", "dog", "train"), 200))
+    assert data.class_names == ["cat", "dog", "train"]
+    train, test = names(data.train, tmp_path / "all"), names(data.test, tmp_path / "all")
+    assert len(train) + len(test) == 600 and not train & test
+    for label in range(3):
+        assert 8 <= (data.test.labels == label).sum() <= 34  # 20 in the mean, standard deviation 4.2
+    for pictures in (data.train, data.test):
+        for number in range(len(pictures)):
+            assert pictures.source.path(number).parent.name == data.class_names[pictures.labels[number]]
+    half = set_up(tmp_path / "all", test_share=0.5)
+    assert 250 <= len(half.test) <= 350 and test < names(half.test, tmp_path / "all")
+
+
+def test_pictures_that_are_added_move_none_between_training_and_test(tmp_path):
+    before = set_up(many(tmp_path / "all", ("cat", "dog"), 50))
+    kept = [names(half, tmp_path / "all") for half in (before.train, before.test)]
+    many(tmp_path / "all", ("cat", "dog", "eel"), 80)
+    (tmp_path / "all").rename(tmp_path / "elsewhere")
+    after = set_up(tmp_path / "elsewhere")
+    now = [names(half, tmp_path / "elsewhere") for half in (after.train, after.test)]
+    assert kept[0] < now[0] and kept[1] < now[1]
+
+
+def test_the_choice_is_that_of_every_machine():
+    keys = [f"cat/{number}.jpg" for number in range(40)]
+    assert [number for number, held in enumerate(held_out(keys, 0.1)) if held] == [3, 13, 30, 36, 38]
+    assert sum(held_out(["a", "b", "c"], 1e-9)) == 1 and held_out([], 0.1) == []
+
+
+@pytest.mark.parametrize("inside", ["", "train", "holiday", "train/holiday"])
+def test_pictures_in_no_class_folder_have_no_label(tmp_path, inside):
+    data = set_up(many(tmp_path, (inside,), 30))
+    assert data.class_names == [] and set(data.train.labels.tolist()) == {-1} == set(data.test.labels.tolist())
+    assert len(data.train) + len(data.test) == 30 and len(data.test) >= 1
+
+
+def test_pictures_beside_class_folders_have_no_label(tmp_path):
+    data = set_up(many(tmp_path, ("cat", "dog", ""), 30))
+    assert data.class_names == ["cat", "dog"] and data.train.labels.unique().tolist() == [-1, 0, 1]
+    for number in range(len(data.train)):
+        assert (data.train.labels[number] == -1) == (data.train.source.path(number).parent == tmp_path)
+
+
+def test_a_folder_named_train_alone_is_no_class(tmp_path):
+    data = set_up(many(tmp_path / "train", ("cat", "dog"), 20).parent)
+    assert data.class_names == ["cat", "dog"] and len(data.train) + len(data.test) == 40
+
+
+def test_the_number_of_classes_is_known_when_it_is_asked_for(root):
+    assert Folder(str(root)).num_classes == 2
 
 
 # The list of images
@@ -159,12 +236,14 @@ def spoil(root):
 def test_a_picture_that_cannot_be_read_is_named(root, workers):
     spoil(root)
     with pytest.raises(UnreadableImage, match=r"Folder: cannot read .*cat/deeper/1\.jpg: .*[Tt]runcated"):
-        list(set_up(root, num_workers=workers).bank_dataloader())
+        list(set_up(root, num_workers=workers, on_error="raise").bank_dataloader())
 
 
 def test_a_picture_that_cannot_be_read_is_named_once_and_replaced_by_the_next(root):
     names = spoil(root)
-    data = set_up(root, on_error="skip", batch_size=5)
+    (root / "test" / "cat" / "deeper" / "2.jpg").write_bytes(b"")
+    data = set_up(root, batch_size=5)
+    assert data.unreadable == []
     with pytest.warns(UserWarning) as warned:
         batches = list(data.bank_dataloader())
     assert [len(batch.image) for batch in batches] == [5, 5]
@@ -177,20 +256,23 @@ def test_a_picture_that_cannot_be_read_is_named_once_and_replaced_by_the_next(ro
     assert len(messages) == 3
     for message, name in zip(messages, names, strict=True):
         assert f"{name}: " in message and message.startswith("Folder: cannot read ")
-    assert [str(path.relative_to(root / "train")) for path in data.train.unreadable] == names
+    assert [str(path.relative_to(root / "train")) for path in data.unreadable] == names
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         list(data.bank_dataloader())
+    with pytest.warns(UserWarning, match="test/cat/deeper/2.jpg: the file is empty"):
+        list(data.test_dataloader())
+    assert data.unreadable == [*data.train.unreadable, root / "test" / "cat" / "deeper" / "2.jpg"]
 
 
 def test_processes_tell_each_other_what_cannot_be_read(root):
     names = spoil(root)
     code = (
         "from fastssl.data import Folder\n"
-        f"data = Folder({str(root)!r}, on_error='skip', batch_size=2, num_workers=2)\n"
+        f"data = Folder({str(root)!r}, batch_size=2, num_workers=2)\n"
         "data.setup()\n"
         "for _ in range(3): assert sum(len(batch.image) for batch in data.train_dataloader()) == 10\n"
-        "print(len(data.train.unreadable))\n"
+        "print(len(data.unreadable))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "3\n", done.stderr
@@ -214,13 +296,23 @@ def test_spawned_processes_read_the_same(root):
 
 
 def test_what_is_wrong_is_named(tmp_path, root):
-    with pytest.raises(FileNotFoundError, match="root must hold the folders train and test"):
-        set_up(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError) as raised:
+        set_up(tmp_path / "picture" / "deeper")
+    assert str(raised.value) == (
+        f"Folder: root must be a folder of pictures, there is no folder {tmp_path}/picture/deeper; "
+        f"in {tmp_path}, did you mean pictures?"
+    )
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*cat/x; in .*cat, choose from deeper$"):
+        set_up(root / "test" / "cat" / "x")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*deeper/x; in .*deeper there are none$"):
+        set_up(root / "test" / "cat" / "deeper" / "x")
     for options, message in (
         ({"size": 0}, "Folder: size must be at least 1, got 0"),
         ({"on_error": "ignore"}, 'Folder: on_error must be "raise" or "skip", got \'ignore\''),
         ({"cache": "gpu"}, 'Folder: cache must be "none" or "ram" or "disk", got \'gpu\''),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"labels": "some"}, 'Folder: labels must be "auto" or "none", got \'some\''),
+        ({"test_share": 1.0}, "Folder: test_share must be between 0 and 1, got 1.0"),
     ):
         with pytest.raises(ValueError, match=message):
             Folder(str(root), **options)
@@ -228,14 +320,21 @@ def test_what_is_wrong_is_named(tmp_path, root):
         Pictures(Files(["a.jpg"]), [0, 1])
     with pytest.raises(ValueError, match='Pictures: on_error must be "raise" or "skip", got None'):
         Pictures(Files(["a.jpg"]), [0], on_error=None)
-    (root / "test" / "fish").mkdir()
+    (root / "test" / "cat").rename(root / "test" / "fish")
     with pytest.raises(ValueError, match=r"has classes that .* lacks: \['fish'\]"):
         set_up(root)
-    (root / "test" / "fish").rmdir()
+    assert len(set_up(root, labels="none").test) == 6
     for path in (root / "test").rglob("*.*"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no picture \(.jpg, .*\) in the class folders of .*test"):
+    with pytest.raises(FileNotFoundError, match=r"Folder: no picture \(.jpg, .*\) in .*pictures/test$"):
         set_up(root)
+    (root / "train").rename(root / "training")
+    with pytest.raises(FileNotFoundError, match="pictures has a folder test, but none with the name train"):
+        set_up(root)
+    with pytest.raises(FileNotFoundError, match=r"no picture \(.*\) in .*empty$"):
+        set_up(many(tmp_path / "empty", ("",), 0))
+    with pytest.raises(FileNotFoundError, match=r"no picture \(.*\) in .*one to train on beside the one to test on$"):
+        set_up(many(tmp_path / "one", ("",), 1))
 
 
 def test_large_pictures_are_decoded_smaller(root):
