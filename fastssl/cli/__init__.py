@@ -6,12 +6,14 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from fastssl._version import __version__
 
 # Nothing here may import torch: `fastssl --help` answers at once, also where an extra is missing.
 COMMANDS = {
     "fit": "train a method and evaluate the result",
+    "test": "evaluate a checkpoint as during training",
     "export": "write a trained backbone for timm, safetensors, ONNX",
     "bench": "time a kernel against reference PyTorch and other libraries",
     "visualize": "draw random views, attention, and features of patches as colours",
@@ -21,6 +23,15 @@ COMMANDS = {
 
 class UsageError(Exception):
     """Arguments that make no sense; the message is all that the user is shown."""
+
+
+def missing_extra(command: str, modules: Sequence[str]) -> str | None:
+    """The line that says what to install for a command that needs the training extra; None where nothing is missing."""
+    if lacking := [module for module in modules if find_spec(module) is None]:
+        return (
+            f'fastssl {command} needs the training extra: pip install "fastssl[train]" (missing: {", ".join(lacking)})'
+        )
+    return None
 
 
 def _usage() -> str:

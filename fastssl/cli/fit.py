@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import copy
 import json
-import os
-import re
 import sys
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from fastssl.cli import UsageError
-from fastssl.configs import names, nearest, path_of
+from fastssl.cli import UsageError, missing_extra
+from fastssl.configs import names, nearest
+from fastssl.data import DATA
+from fastssl.methods import METHODS
 
 if TYPE_CHECKING:  # nothing heavy is imported before the arguments are known to make sense
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
 
-    from fastssl.data import ImageData
-
-
-class Method(NamedTuple):
-    """A method that can be trained: where it is, its default configuration, and a line about it."""
-
-    module: str
-    name: str
-    config: str
-    line: str
-
-
-METHODS = {
-    "simclr": Method(
-        "fastssl.methods.simclr", "SimCLR", "simclr_photos", "contrast of two views with NT-Xent (Chen et al. 2020)"
-    ),
-}
-_EXTRA = ("lightning", "jsonargparse", "timm", "rich", "PIL")
-# Of Lightning's Trainer: set here, or without a meaning in this command.
-_NOT_OPTIONS = {
-    *("logger", "callbacks", "plugins", "profiler", "default_root_dir", "enable_checkpointing", "barebones"),
-    *("enable_model_summary", "enable_autolog_hparams", "model_registry", "limit_predict_batches", "inference_mode"),
-    *("limit_test_batches", "num_sanity_val_steps", "fast_dev_run", "reload_dataloaders_every_n_epochs"),
-}
+EXTRA = ("lightning", "jsonargparse", "timm", "rich", "PIL", "tensorboard")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,8 +28,8 @@ def main(argv: Sequence[str]) -> int:
         argv: arguments after `fastssl fit`.
 
     Returns:
-        Exit status: 0, 1 where the training extra is missing or a picture cannot be read, 2 for arguments that make no
-        sense, 130 after Ctrl-C.
+        Exit status: 0, 1 where the training extra is missing or a file cannot be read or written, 2 for arguments that
+        make no sense, 130 after Ctrl-C, 143 after SIGTERM.
     """
     arguments = list(argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -65,12 +39,8 @@ def main(argv: Sequence[str]) -> int:
     if name not in METHODS:
         print(f"fastssl fit: no method {name!r}; {nearest(name, list(METHODS))}", file=sys.stderr)
         return 2
-    missing = [module for module in _EXTRA if find_spec(module) is None]
-    if missing:
-        print(
-            f'fastssl fit needs the training extra: pip install "fastssl[train]" (missing: {", ".join(missing)})',
-            file=sys.stderr,
-        )
+    if message := missing_extra("fit", EXTRA):
+        print(message, file=sys.stderr)
         return 1
     try:
         return _fit(name, rest)
@@ -85,121 +55,28 @@ def main(argv: Sequence[str]) -> int:
 def _usage() -> str:
     methods = "\n".join(f"  {name:<10} {method.line}" for name, method in METHODS.items())
     return (
-        "usage: fastssl fit <method> [--config NAME_OR_FILE] [options]\n\n"
+        "usage: fastssl fit <method> [--config NAME_OR_FILE] [--data NAME] [options]\n\n"
         "Train a method, evaluate it against raw pixels and the untrained encoder, and keep all in one folder.\n\n"
-        f"methods:\n{methods}\n\nconfigurations:\n  {', '.join(names())}\n\n"
+        f"methods:\n{methods}\n\nconfigurations:\n  {', '.join(names())}\n\ndata:\n  {', '.join(DATA)}\n\n"
         "examples:\n"
         "  fastssl fit simclr\n"
-        "  fastssl fit simclr --trainer.max_epochs 3 --model.backbone resnet18 --data.batch_size 128 --seed 1\n"
+        "  fastssl fit simclr --data folder --data.root ~/pictures --model.backbone resnet50 --model.size 224\n"
+        "  fastssl fit simclr --trainer.max_epochs 3 --data.batch_size 128 --seed 1\n"
         "  fastssl fit simclr --resume runs/simclr_photos/1/last.ckpt\n"
         "  fastssl fit simclr --help          all options\n"
         "  fastssl fit simclr --print_config  the configuration as YAML, for --config\n"
     )
 
 
-# Arguments
-
-
-def _parser(method: Method, defaults: Path | None) -> ArgumentParser:
-    import jsonargparse
-    import lightning as L
-
-    from fastssl.data import ImageData
-
-    class Parser(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> Any:
-            raise UsageError(_one_line(message, self))
-
-    parser = Parser(
-        prog=f"fastssl fit {method.module.rpartition('.')[2]}",
-        description=f"{method.name}: {method.line}.",
-        default_config_files=[str(defaults)] if defaults else [],
-    )
-    parser.add_argument("--config", action="config", help=f"name ({', '.join(names())}) or YAML file")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and views")
-    parser.add_argument(
-        "--out", type=str | None, default=None, help="new folder for everything; default runs/<config>/<number>"
-    )
-    parser.add_argument(
-        "--resume", type=str | None, default=None, help="checkpoint to continue from, in its folder and configuration"
-    )
-    cls = getattr(importlib.import_module(method.module), method.name)
-    parser.add_class_arguments(cls, "model")
-    parser.add_subclass_arguments(ImageData, "data", required=True)
-    parser.add_class_arguments(L.Trainer, "trainer", skip=_NOT_OPTIONS, instantiate=False)
-    # Only where several GPUs train, see _synchronise_batch_norm; the option turns it off.
-    parser.set_defaults({"trainer.sync_batchnorm": True})
-    parser.link_arguments("seed", "model.seed")
-    parser.link_arguments("seed", "data.init_args.seed")
-    parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-    return parser
-
-
-def _one_line(message: str, parser: ArgumentParser) -> str:
-    """jsonargparse's message on one line, with the nearest options where one is unknown."""
-    from fastssl.data import ImageData
-
-    line = " ".join(message.split())
-    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    unknown = re.search(r"nrecognized arguments?:? (--[^\s=]+)", line)
-    if unknown:
-        return f"no option {unknown[1]!r}; {nearest(unknown[1], known)}"
-    unknown = re.search(r"Option '([^']+)' is not accepted", line)
-    if unknown and 'key "data"' in line:
-        names_of = [name for reader in ImageData.__subclasses__() for name in inspect.signature(reader).parameters]
-        return f"no option '--data.{unknown[1]}'; {nearest(f'--data.{unknown[1]}', [f'--data.{n}' for n in names_of])}"
-    return line
-
-
-def _option(arguments: list[str], name: str) -> str | None:
-    """Value of the last `--name value` or `--name=value`."""
-    found = None
-    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
-        if word == f"--{name}":
-            found = following
-        elif word.startswith(f"--{name}="):
-            found = word.partition("=")[2]
-    return found
-
-
-def _parse(name: str, arguments: list[str]) -> tuple[ArgumentParser, Namespace, str]:
-    """Parser, configuration, and the name of the configuration for the output folder."""
-    method = METHODS[name]
-    resume, chosen = _option(arguments, "resume"), _option(arguments, "config")
-    if resume is not None and not Path(resume).is_file():
-        raise UsageError(f"--resume must be a checkpoint, there is no file {resume!r}")
-    label = method.config
-    defaults: Path | None = path_of(method.config)
-    if chosen is not None:  # it replaces the default configuration; mixed with it, it would mean something else
-        try:
-            path = path_of(chosen)
-        except ValueError as error:
-            raise UsageError(f"--config: {error}") from None
-        arguments = [f"--config={path}" if word == f"--config={chosen}" else word for word in arguments]
-        arguments = [
-            str(path) if before == "--config" else word
-            for before, word in zip(["", *arguments], arguments, strict=False)
-        ]
-        label, defaults = path.stem, None
-    elif resume is not None and (Path(resume).parent / "config.yaml").is_file():
-        defaults = Path(resume).parent / "config.yaml"
-    parser = _parser(method, defaults)
-    config = parser.parse_args(arguments)
-    if not 0 <= config.seed < 2**32:
-        raise UsageError(f"--seed must be in [0, 2^32), got {config.seed}")
-    return parser, config, label
-
-
 # The output folder: only the process of global rank 0 chooses it and writes there, whoever launched the processes.
-# Lightning sends the checkpoint's path to the others.
 
 
-def _make_output_folder(config: Namespace, label: str) -> Path:
+def make_output_folder(config: Namespace, label: str) -> Path:
     """A folder that holds nothing yet, or that of the run to be continued."""
     resumed = None if config.resume is None else Path(config.resume).parent
     try:
         if config.out is None and resumed is None:
-            return _next_numbered(Path(f"runs/{label}"))
+            return next_numbered(Path(f"runs/{label}"))
         out = resumed if config.out is None else Path(config.out)
         assert out is not None
         new = resumed is None or out.resolve() != resumed.resolve()
@@ -213,7 +90,7 @@ def _make_output_folder(config: Namespace, label: str) -> Path:
     return out
 
 
-def _next_numbered(folder: Path) -> Path:
+def next_numbered(folder: Path) -> Path:
     """Make the first of folder/1, folder/2, ... that does not exist; of two runs at once each gets its own."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -225,48 +102,22 @@ def _next_numbered(folder: Path) -> Path:
             number += 1
 
 
-def _keep_metrics(out: Path) -> None:
-    """Set the log of an earlier part of a resumed run aside, since Lightning starts its file anew."""
-    log, part = out / "metrics.csv", 1
-    if log.exists():
-        while (kept := out / f"metrics-{part}.csv").exists():
-            part += 1
-        log.rename(kept)
-
-
-def _check_checkpoint(path: str, model: Any) -> None:
-    """Raise where training could not go on from the file, so that no traceback from the middle of Lightning does."""
-    import torch
-
-    def refuse(reason: str) -> NoReturn:
-        raise UsageError(f"--resume: {path!r} {reason}") from None
-
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, depending on where the file is broken
-        refuse(f"is no checkpoint that PyTorch can read ({type(error).__name__}); it may be cut off")
-    needed = ("state_dict", "hyper_parameters", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
-    lacking = [key for key in needed if key not in checkpoint] if isinstance(checkpoint, dict) else needed
-    if lacking:
-        refuse(f"is no checkpoint of a training run: it lacks {', '.join(lacking)}")
-    there, here = ({k: tuple(v.shape) for k, v in d.items()} for d in (checkpoint["state_dict"], model.state_dict()))
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            shapes = (str(list(shapes[name])) if name in shapes else "absent" for shapes in (there, here))
-            refuse(f"is of another model: {name} is {' in the file and '.join(shapes)} in this run")
-    optimizers = checkpoint["hyper_parameters"].get("optimizer"), model.hparams["optimizer"]
-    if optimizers[0] != optimizers[1]:
-        refuse(f"was trained with the optimizer {optimizers[0]}, this run has {optimizers[1]}")
-
-
 # Training and evaluation
 
 
 def _fit(name: str, arguments: list[str]) -> int:
     from fastssl.data import UnreadableImage
+    from fastssl.methods.checkpoint import OutputError, Stopped
 
     try:
         return _train(name, arguments)
+    except Stopped as stop:
+        kept = "" if stop.checkpoint is None else f"; continue with: fastssl fit {name} --resume {stop.checkpoint}"
+        print(f"\nstopped after {stop.step} steps{kept}", file=sys.stderr)
+        return 128 + stop.signal
+    except OutputError as error:
+        print(f"fastssl fit {name}: {error}", file=sys.stderr)
+        return 1
     except UnreadableImage as error:
         reason = str(error).strip().rpartition("UnreadableImage: ")[2]  # a loader process puts its traceback before it
         print(f"fastssl fit {name}: {reason}; --data.on_error=skip takes another picture in its place", file=sys.stderr)
@@ -274,154 +125,98 @@ def _fit(name: str, arguments: list[str]) -> int:
 
 
 def _train(name: str, arguments: list[str]) -> int:
-    import copy
-    import logging
-    import warnings
+    from fastssl.cli.parsing import option
 
-    parser, config, label = _parse(name, arguments)
+    resume = option(arguments, "resume")
+    if resume is not None and not Path(resume).is_file():
+        raise UsageError(f"--resume must be a checkpoint, there is no file {resume!r}")
 
-    import lightning as L
-    import torch
-    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-    from lightning.pytorch.loggers import CSVLogger
+    from fastssl.cli import method
 
-    from fastssl.methods.callbacks import EpochLines, Throughput
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("fastssl.data").setLevel(logging.INFO)  # what takes long before the first epoch
-    for message in (
-        "does not have many workers",  # the images are in memory: loader processes would only copy them
-        "exists and is not empty",  # a resumed run continues in its folder
-        "smaller than the logging interval",  # an epoch of few steps; the next one logs
-        r".*LeafSpec.* is deprecated",  # Lightning's own affair
-    ):
-        warnings.filterwarnings("ignore", message=f".*{message}")
-    L.seed_everything(config.seed, verbose=False)
+    cli, label = method.parse("fit", name, arguments, method.config_of(resume) if resume else None)
+    model, data, config = cli.model, cli.datamodule, cli.config
     try:
-        # The first name since jsonargparse 4.49, the second before.
-        run = (getattr(parser, "instantiate", None) or parser.instantiate_classes)(config)
-        model, data = run.model, run.data
-        data.setup("fit")
         data.train_dataloader()  # refuses a batch larger than the data
-        if config.resume is not None:
-            _check_checkpoint(config.resume, model)
-    except (ValueError, OSError, NotImplementedError) as error:
-        raise UsageError(" ".join(str(error).split())) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    steps = 0 if resume is None else int(method.check_checkpoint(resume, model)["global_step"])
+
+    from fastssl.methods.callbacks import training_callbacks
+    from fastssl.methods.checkpoint import AtomicCheckpointIO
+    from fastssl.methods.logs import make_loggers
 
     terminal = sys.stdout.isatty() and config.trainer.enable_progress_bar is not False
-    options = {**config.trainer.as_dict(), "enable_progress_bar": terminal, "enable_model_summary": False}
-    synchronise = options.pop("sync_batchnorm")
-    throughput = Throughput()
-    # One file, replaced at the end of each epoch and when training is stopped. Process 0 says below where.
-    checkpoint = ModelCheckpoint(
-        "runs", "last", save_top_k=1, save_on_train_epoch_end=True, save_on_exception=True, enable_version_counter=False
-    )
     try:
-        trainer = L.Trainer(
-            **options,
-            num_sanity_val_steps=0,
-            logger=False,
-            callbacks=[checkpoint, throughput, RichProgressBar(leave=True) if terminal else EpochLines()],
+        throughput, checkpoint, callbacks = training_callbacks(
+            "runs",
+            checkpoint_every=config.checkpoint_every,
+            checkpoint_minutes=config.checkpoint_minutes,
+            terminal=terminal,
         )
-    except (ValueError, RuntimeError, L.fabric.utilities.exceptions.MisconfigurationException) as error:
-        raise UsageError(f"trainer: {' '.join(str(error).split())}") from None
-    _check_processes(trainer.world_size)
+    except ValueError as error:
+        raise UsageError(f"--checkpoint_{str(error).removeprefix('RunCheckpoint: ')}") from None
+    trainer = cli.make_trainer(
+        callbacks,
+        enable_progress_bar=terminal,
+        enable_checkpointing=True,
+        plugins=[AtomicCheckpointIO()],
+    )
     out = Path("runs")
     if trainer.is_global_zero:
-        out = _make_output_folder(config, label)
-        checkpoint.dirpath = str(out.absolute())
-        _keep_metrics(out)
-        # For --config and --resume: the run, not where it was written.
-        recipe = config.clone()
-        recipe.out = recipe.resume = None
-        parser.save(recipe, str(out / "config.yaml"), overwrite=True)
-        images = f"{len(data.train):,} training images, {len(data.test):,} test images of {data.num_classes} classes"
-        print(f"{METHODS[name].name}, {config.model.backbone}, {images}; writing to {out}", flush=True)
-    trainer.logger = CSVLogger(out, name="", version="")  # writes in process 0 alone
+        out = make_output_folder(config, label)
+        checkpoint.folder = out.absolute()
+        cli.parser.save(method.recipe(config), str(out / "config.yaml"), overwrite=True)
+        classes = f" of {data.num_classes} classes" if data.num_classes else " without labels"
+        images = f"{len(data.train):,} training images, {len(data.test):,} test images{classes}"
+        print(f"{cli.method.name}, {config.model.backbone}, {images}; writing to {out}", flush=True)
+    trainer.loggers = make_loggers(out, resume, steps)  # write in process 0 alone
 
-    untrained = copy.deepcopy(model.backbone)
-    if synchronise and trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
-        _synchronise_batch_norm(model)
+    untrained = copy.deepcopy(model.evaluated)
+    if config.trainer.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
+        method.synchronise_batch_norm(model)
     start = time.perf_counter()
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=config.resume, weights_only=True if config.resume else None)
-    except SystemExit:  # Lightning's answer to Ctrl-C, after the checkpoint
-        if not trainer.interrupted:
-            raise
-        if not trainer.is_global_zero:
-            return 130
-        kept = out / "last.ckpt"  # unless it was stopped before the first step
-        hint = f"; continue with: fastssl fit {name} --resume {kept}" if kept.exists() else ""
-        print(f"\nstopped{hint}", file=sys.stderr)
-        return 130
+    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     seconds = time.perf_counter() - start
     if not trainer.is_global_zero:
         return 0
-    # Read before the evaluation, so that both are those of training.
-    memory = _peak_memory(torch.cuda.is_available() and trainer.strategy.root_device.type == "cuda")
+    return _finish(name, cli, trainer, untrained, out, {"seconds": seconds, "rate": throughput.rate})
+
+
+def _finish(name: str, cli: Any, trainer: Any, untrained: Any, out: Path, took: dict[str, float]) -> int:
+    """Evaluate, and write results and report."""
+    import torch
+
+    from fastssl._version import __version__
+    from fastssl.evaluate.lines import evaluate_fit
+    from fastssl.report import fit_report
+
+    model, data, device = cli.model, cli.datamodule, trainer.strategy.root_device
+    memory = _peak_memory(torch.cuda.is_available() and device.type == "cuda")  # before the evaluation: of training
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    model.to(device).eval()
+    accuracy, features = evaluate_fit(model, untrained, data, device)
     results = {
         "method": name,
-        "backbone": config.model.backbone,
-        "seed": config.seed,
+        "backbone": cli.config.model.backbone,
+        "seed": cli.config.seed,
         "epochs": trainer.current_epoch,
-        "training_seconds": seconds,
-        "images_per_second": throughput.rate,
+        "steps": trainer.global_step,
+        "training_seconds": took["seconds"],
+        "images_per_second": took["rate"],
         "peak_memory_bytes": memory,
-        "accuracy": _evaluate(model, untrained.to(model.device), data, trainer.strategy.root_device),
+        "version": __version__,
+        "torch": torch.__version__,
+        "accuracy": accuracy,
+        "logged": {key: logged[key] for key in sorted(logged) if key not in ("images/s", "eta")},
+        "unreadable": [str(path) for path in data.unreadable],
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     _print_table(results)
-    print(f"checkpoint, metrics.csv, config.yaml and results.json are in {out}")
+    if results["unreadable"]:
+        print(f"{len(results['unreadable'])} pictures could not be read and were left out; results.json lists them")
+    page = fit_report(out, results=results, model=model, data=data, features=features)
+    print(f"report: {page}; checkpoint, logs, config.yaml and results.json are in {out}")
     return 0
-
-
-def _check_processes(world_size: int) -> None:
-    """Refuse a launch by torchrun whose processes would each train alone, into the same folder."""
-    import torch
-
-    torchrun = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
-    launched = int(os.environ["WORLD_SIZE"]) if torchrun else world_size
-    if launched != world_size:
-        raise UsageError(
-            f"trainer: --trainer.devices times --trainer.num_nodes must be {launched}, the number of processes that "
-            f"torchrun started, got {world_size}"
-        )
-
-
-def _synchronise_batch_norm(model: Any) -> None:
-    """Let BatchNorm take its statistics over all processes, as SimCLR does (section 2.1): in place, on GPUs only.
-
-    timm's conversion, since Lightning's loses the activation that many of timm's norms contain.
-    """
-    import timm.layers
-
-    for name, child in model.named_children():
-        model.add_module(name, timm.layers.convert_sync_batchnorm(child))
-
-
-def _evaluate(model: Any, untrained: Any, data: ImageData, device: Any) -> dict[str, dict[str, float]]:
-    """k-NN and linear accuracy in [0, 1] of the pixels, of the encoder before training, and after it."""
-    from fastssl.evaluate import extract, knn_accuracy, linear_accuracy, pixels, recompute_batch_statistics
-
-    def accuracy(features: Any) -> dict[str, float]:
-        train, test = features
-        k, temperature = model.hparams.knn_k, model.hparams.knn_temperature
-        return {
-            "knn": knn_accuracy(train, test, data.num_classes, k, temperature),
-            "linear": linear_accuracy(train, test, data.num_classes),
-        }
-
-    model.to(device)
-    loaders = data.val_dataloader()
-    results = {"pixels": accuracy([pixels(loader) for loader in loaders])}
-    encoders = {"untrained": untrained.to(device), "untrained_calibrated": untrained, "trained": model.backbone}
-    for name, backbone in encoders.items():
-        model.backbone = backbone
-        if name == "untrained_calibrated":
-            recompute_batch_statistics(model, model.eval_transform, loaders[0])
-        results[name] = accuracy([extract(model, model.eval_transform, loader) for loader in loaders])
-    return results
 
 
 def _peak_memory(cuda: bool) -> int | None:
@@ -442,25 +237,32 @@ def _print_table(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    memory = results["peak_memory_bytes"]
-    table = Table(title=f"{results['method']} ({results['backbone']}), test accuracy")
-    table.add_column("representation")
-    table.add_column("k-NN %", justify="right")
-    table.add_column("linear probe %", justify="right")
-    lines = {
-        "pixels": "raw pixels",
-        "untrained": "untrained encoder",
-        "untrained_calibrated": "untrained, calibrated",
-        "trained": "trained encoder",
+    from fastssl.evaluate.lines import LINES
+
+    memory, accuracy = results["peak_memory_bytes"], results["accuracy"]
+    if accuracy:
+        table = Table(title=f"{results['method']} ({results['backbone']}), test accuracy")
+        table.add_column("representation")
+        table.add_column("k-NN %", justify="right")
+        table.add_column("linear probe %", justify="right")
+        for key, values in accuracy.items():
+            table.add_row(LINES[key], f"{100 * values['knn']:.1f}", f"{100 * values['linear']:.1f}")
+        Console().print(table)
+    words = {
+        "z_std": "spread of z (0 collapsed, 1 all over the sphere)",
+        "h_rank": "effective rank of h",
+        "teacher_entropy": "entropy of the teacher's assignments",
+        "assignment_entropy": "of their mean",
+        "mi_bound": "mutual information of two views at least",
     }
-    for key, line in lines.items():
-        accuracy = results["accuracy"][key]
-        table.add_row(line, f"{100 * accuracy['knn']:.1f}", f"{100 * accuracy['linear']:.1f}")
-    Console().print(table)
+    values = [f"{line} {results['logged'][key]:.3g}" for key, line in words.items() if key in results["logged"]]
+    print("; ".join(values))
     print(
         f"{results['epochs']} epochs in {results['training_seconds']:.0f} s, "
         f"{results['images_per_second']:.0f} images/s, "
-        f"peak memory {f'{memory / 2**30:.2f} GiB' if memory else 'unknown'}\n"
-        "untrained: the same network and seed, BatchNorm statistics still 0 and 1; calibrated: taken from the images\n"
-        "raw pixels: images larger than 64 x 64 are averaged down to at most 32 x 32"
+        f"peak memory {f'{memory / 2**30:.2f} GiB' if memory else 'unknown'}"
     )
+    if "untrained_calibrated" in accuracy:
+        print(
+            "untrained: the same network and seed, BatchNorm statistics still 0 and 1; calibrated: taken from the images"
+        )

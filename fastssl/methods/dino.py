@@ -43,7 +43,7 @@ class DINO(SelfSupervised):
         freeze_last_layer: epochs at the start in which the prototypes stay where they are.
         clip_grad: largest norm of the gradient of each parameter; 0: none.
         global_scale: smallest and largest area of the two global crops, as a share of the image.
-        local_size: side of the local crops in pixels; 0 takes 96 / 224 of `size`, rounded to multiples of 8.
+        local_size: side of the local crops in pixels; 0 takes 96 / 224 of `size`, rounded to whole patches.
         local_scale: smallest and largest area of the local crops.
         local_crops: how many of them.
         strength: of the colour distortion, 0.5 in the paper.
@@ -100,13 +100,28 @@ class DINO(SelfSupervised):
         self.teacher = momentum_copy(nn.ModuleDict({"backbone": self.backbone, "head": head}))
         size = self.eval_transform.size
         self.transform = DINOTransform(
-            size, global_scale, local_size or max(8, round(96 / 224 * size / 8) * 8), local_scale, local_crops,
+            size, global_scale, self._local_size(size, local_size, local_crops), local_scale, local_crops,
             cj_strength=strength, gaussian_blur=blur, solarization_prob=solarize,
         )  # fmt: skip
         self.criterion = DINOLoss(
             out_dim, warmup_teacher_temperature, teacher_temperature, warmup_teacher_epochs, student_temperature,
             center_momentum, inplace=True,
         )  # fmt: skip
+
+    def _local_size(self, size: int, local_size: int, local_crops: int) -> int:
+        """Side of the local crops, which the backbone has to take beside the global ones."""
+        name, kwargs = self.architecture.name, self.architecture.kwargs
+        patch = getattr(getattr(self.backbone, "patch_embed", None), "patch_size", None)
+        unit = patch[0] if patch else 8
+        if local_crops and "img_size" in kwargs and not kwargs.get("dynamic_img_size"):
+            raise ValueError(
+                f"DINO: local_crops must be 0 for {name}, which takes one size of images, got {local_crops}"
+            )
+        if local_crops and patch and local_size % unit:
+            raise ValueError(
+                f"DINO: local_size must be a multiple of {unit}, the patch size of {name}, got {local_size}"
+            )
+        return local_size or max(unit, round(96 / 224 * size / unit) * unit)
 
     @property
     def evaluated(self) -> nn.Module:

@@ -37,7 +37,9 @@ def create_backbone(
         ValueError: if timm has no such model, refuses `args`, or `stem` does not fit it.
     """
     if not is_model(name):
-        raise ValueError(f"backbone must be the name of a timm model, got {name!r}; {nearest(name, timm.list_models())}")
+        raise ValueError(
+            f"backbone must be the name of a timm model, got {name!r}; {nearest(name, timm.list_models())}"
+        )
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, **(args or {}))
     except (TypeError, AssertionError) as error:

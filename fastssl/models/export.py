@@ -171,7 +171,7 @@ def _onnx_error(path: Path, backbone: nn.Module, images: Tensor) -> float:
     largest = float(expected.abs().max())
     if not error <= _ONNX_TOLERANCE * largest:
         raise ValueError(
-            f"the ONNX graph differs from PyTorch on {len(images)} images: by {error:.2g}, with features up to {largest:.2g}"
+            f"the ONNX graph differs from PyTorch on {len(images)} images: by {error:.2g}, of up to {largest:.2g}"
         )
     return error
 
@@ -197,7 +197,7 @@ def read_export(path: str | Path) -> Encoder:
         _refuse(path, f"was written by fastssl {version} in a newer format; this is fastssl {__version__}")
     try:
         architecture = Architecture(description["architecture"], description["stem"], dict(description["kwargs"]))
-        backbone = create_backbone(*architecture)
+        backbone = create_backbone(*architecture).to(memory_format=torch.channels_last)  # as it was trained
         backbone.load_state_dict(weights)
         method = str(description.get("method", ""))
         label = f"{method} {architecture.name}".strip()
