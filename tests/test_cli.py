@@ -15,10 +15,11 @@ import yaml
 from drawn_pictures import make_folder
 
 import fastssl
-from fastssl.cli import COMMANDS, fit, main
+from fastssl.cli import COMMANDS, UsageError, fit, main
 
 pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
+from fastssl.cli import method
 
 _SCRIPT = Path(sys.executable).with_name("fastssl")
 _PROGRAM = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-c", "from fastssl.cli import main; exit(main())"]
@@ -149,19 +150,19 @@ def test_torchrun_does_not_write_over_a_run(tmp_path):
 
 def test_processes_of_torchrun_that_would_each_train_alone_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    fit._check_processes(1)  # WORLD_SIZE alone means nothing
+    method.check_processes(1)  # WORLD_SIZE alone means nothing
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    fit._check_processes(2)
-    with pytest.raises(fit.UsageError, match="must be 2, the number of processes that torchrun started, got 1"):
-        fit._check_processes(1)
+    method.check_processes(2)
+    with pytest.raises(UsageError, match="must be 2, the number of processes that torchrun started, got 1"):
+        method.check_processes(1)
 
 
 def test_output_folders_are_new_or_those_of_the_run_continued(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def folder(*arguments):
-        _, config, label = fit._parse("simclr", list(arguments))
-        return str(fit._make_output_folder(config, label))
+        cli, label = method.parse("fit", "simclr", list(arguments))
+        return str(fit.make_output_folder(cli.config, label))
 
     assert folder() == "runs/simclr_photos/1"
     assert folder() == "runs/simclr_photos/2"
@@ -171,14 +172,15 @@ def test_output_folders_are_new_or_those_of_the_run_continued(tmp_path, monkeypa
     Path("c/last.ckpt").touch()
     assert folder("--resume=a/b/last.ckpt") == folder("--resume=a/b/last.ckpt", "--out=a/b") == "a/b"
     for arguments in (["--out=c"], ["--out=c", "--resume=a/b/last.ckpt"]):
-        with pytest.raises(fit.UsageError, match="--out must be a new or empty folder, 'c' holds something"):
+        with pytest.raises(UsageError, match="--out must be a new or empty folder, 'c' holds something"):
             folder(*arguments)
-    with pytest.raises(fit.UsageError, match=r"--out: cannot make 'c/last\.ckpt/d'"):
+    with pytest.raises(UsageError, match=r"--out: cannot make 'c/last\.ckpt/d'"):
         folder("--out=c/last.ckpt/d")
 
 
 def test_no_arguments_at_all_are_the_default_configuration():
-    _, config, label = fit._parse("simclr", [])
+    cli, label = method.parse("fit", "simclr", [])
+    config = cli.config
     assert (label, config.seed, config.out, config.resume) == ("simclr_photos", 0, None, None)
     assert config.trainer.sync_batchnorm  # where several GPUs train
 
@@ -194,7 +196,7 @@ def test_batch_norm_is_synchronised_with_its_activation():
     ).eval()
     x = torch.randn(2, 3, 32, 32)
     expected, names = model["backbone"](x), list(model.state_dict())
-    fit._synchronise_batch_norm(model)
+    method.synchronise_batch_norm(model)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     assert len(norms) > 10 and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
     assert list(model.state_dict()) == names
@@ -259,7 +261,7 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path):
         (["fit", "simclr", f"--seed={2**32}"], "--seed must be in [0, 2^32), got 4294967296"),
         (["fit", "simclr", "--model.bakbone", "x"], "no option '--model.bakbone'; did you mean --model.backbone"),
         (["fit", "simclr", "--data.batchsize=3"], "no option '--data.batchsize'; did you mean --data.batch_size"),
-        (["fit", "simclr", "--model.backbone", "resnet81"], "got 'resnet81'; near: resnet"),
+        (["fit", "simclr", "--model.backbone", "resnet81"], "got 'resnet81'; did you mean resnet"),
         (["fit", "simclr", "--model.lr", "fast"], "\"model.lr\": Expected a <class 'float'>. Got value: fast"),
         (["fit", "simclr", "--model.temperature", "0"], "temperature must be"),
         (["fit", "simclr", "--data.per_picture", "0"], "per_picture must be at least 1, got 0"),
@@ -278,7 +280,7 @@ def test_a_wrong_word_gives_one_clear_line_and_status_2(arguments, message, caps
 
 
 def test_a_missing_extra_gives_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(fit, "_EXTRA", ("lightning", "no_such_module"))
+    monkeypatch.setattr(fit, "EXTRA", ("lightning", "no_such_module"))
     assert main(["fit", "simclr"]) == 1
     printed = capsys.readouterr().err
     assert 'fastssl fit needs the training extra: pip install "fastssl[train]"' in printed

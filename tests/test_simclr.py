@@ -13,7 +13,7 @@ import lightning as L
 
 from fastssl.data import Photos
 from fastssl.methods import SimCLR
-from fastssl.methods.base import parameter_groups, warmup_cosine
+from fastssl.methods.optim import cosine, create_optimizer, parameter_groups, warmup_cosine
 from fastssl.models import ProjectionHead, create_backbone
 
 pytestmark = [
@@ -181,7 +181,7 @@ def test_projection_head_has_the_layers_of_the_paper():
     [
         (
             lambda: create_backbone("resnet81"),
-            "name of a timm model, got 'resnet81'; near: resnet",
+            "name of a timm model, got 'resnet81'; did you mean resnet",
         ),
         (lambda: create_backbone("vit_tiny_patch16_224", "small"), "only ResNets have the small stem"),
         (lambda: create_backbone("resnet10t", "big"), 'stem must be "timm" or "small", got \'big\''),

@@ -263,6 +263,4 @@ def _print_table(results: dict[str, Any]) -> None:
         f"peak memory {f'{memory / 2**30:.2f} GiB' if memory else 'unknown'}"
     )
     if "untrained_calibrated" in accuracy:
-        print(
-            "untrained: the same network and seed, BatchNorm statistics still 0 and 1; calibrated: taken from the images"
-        )
+        print("untrained: the same network, BatchNorm statistics still 0 and 1; calibrated: taken from the images")

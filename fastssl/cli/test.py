@@ -1,4 +1,4 @@
-"""`fastssl test <method>`: the evaluation that runs during training, on a finished model, by Lightning's own test loop."""
+"""`fastssl test <method>`: the evaluation that runs during training, on a finished model, by Lightning's test loop."""
 
 from __future__ import annotations
 

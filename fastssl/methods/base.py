@@ -22,7 +22,7 @@ from fastssl.evaluate.features import Features
 from fastssl.evaluate.knn import knn_accuracy
 from fastssl.methods import METHODS
 from fastssl.methods.optim import OptimizerName, cosine, create_optimizer, parameter_groups, warmup_cosine
-from fastssl.models.backbones import Stem, create_backbone, sized_args
+from fastssl.models.backbones import Stem, create_backbone, is_model, sized_args
 from fastssl.models.encoder import Architecture, Encoder, represent
 
 
@@ -117,10 +117,8 @@ class SelfSupervised(L.LightningModule):
             words = " or ".join(f'"{word}"' for word in get_args(OptimizerName))
             raise ValueError(f"{name}: optimizer must be {words}, got {optimizer!r}")
         self.save_hyperparameters()
-        try:
-            self.architecture = Architecture(backbone, stem, sized_args(backbone, size, backbone_args))
-        except RuntimeError:  # timm knows no such model; the next line says so, with names that come near
-            self.architecture = Architecture(backbone, stem)
+        kwargs = sized_args(backbone, size, backbone_args) if is_model(backbone) else {}  # else the next line says so
+        self.architecture = Architecture(backbone, stem, kwargs)
         # The convolutions of a CPU and of tensor cores want channels last; a transformer does not mind.
         self.backbone = create_backbone(*self.architecture).to(memory_format=torch.channels_last)
         self.num_features: int = self.backbone.num_features  # type: ignore[assignment]  # timm's, not a tensor
@@ -166,7 +164,7 @@ class SelfSupervised(L.LightningModule):
             untrained: a new one of the same kind instead, with weights from PyTorch's global generator.
         """
         if untrained:
-            backbone = create_backbone(*self.architecture).to(self.device, memory_format=torch.channels_last)
+            backbone = create_backbone(*self.architecture).to(memory_format=torch.channels_last).to(self.device)
             return Encoder(backbone, self.architecture, self.hparams["size"], label="untrained encoder")
         method, size = type(self).__name__, self.hparams["size"]
         label = f"{method} {self.architecture.name}"
@@ -191,7 +189,8 @@ class SelfSupervised(L.LightningModule):
         self.log("loss", result.loss.detach(), prog_bar=True)
         for name, value in result.metrics.items():
             self.log(name, value.detach())
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
+        if self.trainer.global_step % every == 0:
             self._log_collapse(result)
         return result.loss + self.probe_loss(result.h, batch.label.repeat(len(result.h) // len(batch.label)))
 
@@ -356,9 +355,8 @@ def load(path: str | Path) -> SelfSupervised:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, depending on where the file is broken
         refuse(f"is no checkpoint that PyTorch can read ({type(error).__name__}); it may be cut off")
-    lacking = [
-        key for key in ("state_dict", "hyper_parameters", "fastssl") if not isinstance(checkpoint, dict) or key not in checkpoint
-    ]  # fmt: skip
+    needed = ("state_dict", "hyper_parameters", "fastssl")
+    lacking = [key for key in needed if key not in checkpoint] if isinstance(checkpoint, dict) else needed
     if lacking:
         refuse(f"is no checkpoint of fastssl fit: it lacks {', '.join(lacking)}")
     name = checkpoint["fastssl"].get("method", "")

@@ -89,7 +89,7 @@ class DINO(SelfSupervised):
             ("local_size", local_size, None),
             ("local_crops", local_crops, None),
         ):
-            if not 0 <= value or (most is not None and value > most):
+            if value < 0 or (most is not None and value > most):
                 limits = "at least 0" if most is None else f"in [0, {most}]"
                 raise ValueError(f"DINO: {argument} must be {limits}, got {value}")
         head = DINOHead(
@@ -98,7 +98,7 @@ class DINO(SelfSupervised):
         self.head = head  # of the student gs; its encoder is self.backbone
         # gt.params = gs.params
         self.teacher = momentum_copy(nn.ModuleDict({"backbone": self.backbone, "head": head}))
-        size = self.eval_transform.size
+        size: int = self.hparams["size"]
         self.transform = DINOTransform(
             size, global_scale, self._local_size(size, local_size, local_crops), local_scale, local_crops,
             cj_strength=strength, gaussian_blur=blur, solarization_prob=solarize,
@@ -166,8 +166,8 @@ class DINO(SelfSupervised):
     def _log_collapse(self, result: Step) -> None:
         """Also the entropy of the teacher, in nats, between two forms of collapse: 0 is one prototype for each image.
 
-        teacher_entropy: mean entropy of the assignments of images. assignment_entropy: that of their mean; as long as it
-        is larger, images differ, and at most log K.
+        teacher_entropy: mean entropy of the assignments of images. assignment_entropy: that of their mean, at most
+        log K; images differ as long as it is the larger one.
         """
         super()._log_collapse(result)
         assert result.logits is not None

@@ -28,8 +28,8 @@ def create_optimizer(
     """The optimizer of a method.
 
     Args:
-        name: "adamw"; "sgd" with momentum and Nesterov's step; or "lars", timm's: You et al. 2017 (arXiv 1708.03888), as
-            SimCLR, BYOL and Barlow Twins use it: the layer-wise rate for parameters that decay only.
+        name: "adamw"; "sgd" with momentum and Nesterov's step; or "lars", timm's: You et al. 2017 (arXiv 1708.03888),
+            as SimCLR, BYOL and Barlow Twins use it: the layer-wise rate for parameters that decay only.
         groups: of parameters.
         lr: learning rate.
         momentum: of SGD and LARS.
@@ -52,7 +52,7 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 
 def warmup_cosine(step: int, warmup: int, total: int, final: float = 0.0) -> float:
-    """Factor of the learning rate at `step` of `total`: linear to 1 over `warmup` steps, then a half cosine to `final`."""
+    """Factor of the learning rate at `step` of `total`: linear to 1 over `warmup` steps, half a cosine to `final`."""
     if step < warmup:
         return (step + 1) / warmup
     return cosine(1.0, final, (step - warmup) / max(1, total - warmup))
