@@ -17,12 +17,16 @@ from fastssl.evaluate import (
     Features,
     LinearProbe,
     extract,
+    extract_both,
+    knn,
+    knn_accuracies,
     knn_accuracy,
     knn_predict,
     linear_accuracy,
     pixels,
     recompute_batch_statistics,
 )
+from fastssl.models.encoder import Architecture, Encoder
 
 
 def blobs(n: int, seed: int, dim: int = 12, classes: int = 5) -> Features:
@@ -32,12 +36,12 @@ def blobs(n: int, seed: int, dim: int = 12, classes: int = 5) -> Features:
     return Features(centres[label] + 1.2 * torch.randn(n, dim, generator=generator), label)
 
 
-@pytest.mark.parametrize(("k", "block"), [(1, 4096), (20, 4096), (20, 7), (20, 64), (5, 1)])
-def test_knn_is_sklearns_for_every_block(k, block):
+@pytest.mark.parametrize("k", [1, 5, 20, 150])
+def test_knn_is_sklearns(k):
     train, test = blobs(203, 0), blobs(57, 1)
     peer = KNeighborsClassifier(k, weights=lambda d: np.exp((1 - d) / 0.07), metric="cosine", algorithm="brute")
     expected = peer.fit(train.x.numpy(), train.label.numpy()).predict(test.x.numpy())
-    assert knn_predict(train, test.x, 5, k, 0.07, block).tolist() == expected.tolist()
+    assert knn_predict(train, test.x, 5, k, 0.07).tolist() == expected.tolist()
 
 
 def test_knn_accuracy_is_the_share_of_right_answers():
@@ -45,6 +49,19 @@ def test_knn_accuracy_is_the_share_of_right_answers():
     right = (knn_predict(train, test.x, 5) == test.label).sum().item()
     assert knn_accuracy(train, test, 5) == pytest.approx(right / 57)
     assert knn_accuracy(train, train, 5, k=1) == 1
+
+
+def test_one_search_gives_every_k():
+    train, test = blobs(203, 0), blobs(57, 1)
+    assert knn_accuracies(train, test, 5, [1, 20, 100]) == {k: knn_accuracy(train, test, 5, k) for k in (1, 20, 100)}
+
+
+def test_knn_does_not_depend_on_how_many_rows_meet_at_a_time(monkeypatch):
+    train, test = blobs(203, 0), blobs(57, 1)
+    expected = knn_predict(train, test.x, 5)
+    monkeypatch.setattr(knn, "_GATHERED", 5 * 20 * 12)
+    assert torch.equal(knn_predict(train, test.x, 5), expected)
+    assert knn_predict(train, test.x[:0], 5).shape == (0,)
 
 
 def test_knn_votes_with_the_whole_of_a_small_bank():
@@ -164,3 +181,31 @@ def test_an_image_that_comes_twice_counts_once():
     features = pixels([Batch(x[:3], places[:3], places[:3]), Batch(x[3:], places[3:], places[3:])])
     assert features.label.tolist() == [3, 0, 1]
     assert torch.equal(features.x, (x.float() / 255).flatten(1)[[0, 1, 3]])
+
+
+def test_one_pass_gives_representation_and_projection():
+    class Tiny(nn.Module):
+        num_features = 5
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.layers(x)
+
+    images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
+    label, index = torch.tensor([0, 1, -1, 2, 0, 1]), torch.tensor([4, 7, 9, 4, 1, 2])
+    encoder = Encoder(Tiny(), Architecture("tiny"), 8, nn.Linear(5, 2))
+    batches = [Batch(images[i], label[i], index[i]) for i in torch.arange(6).split(4)]
+    h, z, places = extract_both(encoder, batches)
+    assert encoder.backbone.calls == 2
+    assert places.tolist() == [4, 7, 9, 1, 2]  # the second 4 is the same image
+    torch.testing.assert_close(h.x, encoder(encoder.transform(images))[[0, 1, 2, 4, 5]].detach())
+    torch.testing.assert_close(z.x, encoder.project(h.x).detach())
+    assert torch.equal(z.label, h.label)
+    assert h.known().label.tolist() == [0, 1, 0, 1]
+    assert torch.equal(h.known().x, h.x[[0, 1, 3, 4]])
+    assert extract_both(Encoder(Tiny(), Architecture("tiny"), 8), batches).z is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.data.images import Batch, Images, move_images
+
+if TYPE_CHECKING:
+    from fastssl.models.encoder import Encoder
 
 # Sides in pixels: images up to the first are features as they are, larger ones are averaged down to the second.
 _LARGEST_RAW_SIDE, _POOLED_SIDE = 64, 32
@@ -33,7 +36,6 @@ class Features(NamedTuple):
         return self if known.all() else Features(self.x[known], self.label[known])
 
 
-@torch.no_grad()
 def extract(encoder: nn.Module, transform: Callable[[Images], Tensor], batches: Iterable[Batch]) -> Features:
     """Features of all images, with `encoder` in evaluation mode; its mode is restored afterwards.
 
@@ -51,23 +53,70 @@ def extract(encoder: nn.Module, transform: Callable[[Images], Tensor], batches: 
     Raises:
         ValueError: if there are no batches.
     """
+    (x,), label, _ = _collect(encoder, lambda image: [encoder(transform(image))], batches)
+    return Features(x, label)
+
+
+class Both(NamedTuple):
+    """Representation and projection of a whole data set.
+
+    Attributes:
+        h: features of the representation.
+        z: of the projection; None where there is none.
+        index: int64 [N], position of each image in its data set.
+    """
+
+    h: Features
+    z: Features | None
+    index: Tensor  # type: ignore[assignment]  # in the place of tuple.index
+
+
+def extract_both(encoder: Encoder, batches: Iterable[Batch]) -> Both:
+    """Representation h and projection z of all images from one pass.
+
+    Args:
+        encoder: with its transform; in evaluation mode for the pass.
+        batches: the images, in order; see :func:`extract`.
+
+    Raises:
+        ValueError: if there are no batches.
+    """
+
+    def both(image: Images) -> list[Tensor]:
+        h = encoder(encoder.transform(image))
+        return [h, encoder.project(h)] if encoder.has_projection else [h]
+
+    parts, label, index = _collect(encoder, both, batches)
+    return Both(Features(parts[0], label), Features(parts[1], label) if len(parts) > 1 else None, index)
+
+
+@torch.no_grad()
+def _collect(
+    encoder: nn.Module, compute: Callable[[Images], list[Tensor]], batches: Iterable[Batch]
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """What `compute` gives for all images, float32 on the CPU, their labels and their places; each image once."""
     device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     training = encoder.training
     encoder.eval()
+    columns: list[list[Tensor]] = []
+    labels, indices = [], []
     try:
-        parts = [
-            (encoder(transform(move_images(image, device))).float().cpu(), label.cpu(), index.cpu())
-            for image, label, index in batches
-        ]
+        for image, label, index in batches:
+            values = [x.float().cpu() for x in compute(move_images(image, device))]
+            columns = columns or [[] for _ in values]
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+            labels.append(label.cpu())
+            indices.append(index.cpu())
     finally:
         encoder.train(training)
-    if not parts:
+    if not columns:
         raise ValueError("extract: batches must hold at least one batch, got none")
-    x, label, index = (torch.cat(part) for part in zip(*parts, strict=True))
+    parts, label, index = [torch.cat(column) for column in columns], torch.cat(labels), torch.cat(indices)
     if len(set(index.tolist())) < len(index):
         first = np.sort(np.unique(index.numpy(), return_index=True)[1])
-        x, label = x[first], label[first]
-    return Features(x, label)
+        parts, label, index = [x[first] for x in parts], label[first], index[first]
+    return parts, label, index
 
 
 @torch.no_grad()

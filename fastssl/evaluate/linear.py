@@ -1,4 +1,8 @@
-"""Linear probe: multinomial logistic regression on frozen, standardised features."""
+"""Linear probe: multinomial logistic regression on frozen, standardised features.
+
+What is quick, needs no choice and works with a single label per class: `fastssl fit` reports it, and the
+semi-supervised protocol uses it. The sweep of the papers is in sweep.py.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.evaluate.features import Features
+
+
+def standardization(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [D] of features [N, D]; a feature that never changes gets 1, which keeps it at 0."""
+    std = x.std(0, correction=0)
+    return x.mean(0), torch.where(std > 1e-6 * std.max(), std, 1.0)
 
 
 class LinearProbe(nn.Module):
@@ -53,10 +63,8 @@ class LinearProbe(nn.Module):
         if not l2 >= 0:
             raise ValueError(f"LinearProbe: l2 must be at least 0, got {l2}")
         x, label = features
-        self.mean.copy_(x.mean(0))
-        # A feature that never changes has nothing to say; dividing by 1 keeps it at 0.
-        std = x.std(0, correction=0)
-        self.std.copy_(torch.where(std > 1e-6 * std.max(), std, 1.0))
+        for buffer, value in zip((self.mean, self.std), standardization(x), strict=True):
+            buffer.copy_(value)
         x = (x - self.mean) / self.std
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)

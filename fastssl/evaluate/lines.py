@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from fastssl.data.base import ImageData
 from fastssl.evaluate.features import Features, extract, pixels, recompute_batch_statistics
 from fastssl.evaluate.knn import knn_accuracy
 from fastssl.evaluate.linear import linear_accuracy
+from fastssl.models.backbones import create_backbone
 from fastssl.models.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ LINES = {
     "trained": "trained encoder",
     "supervised": "supervised encoder",
 }
+# Those that fine-tuning starts from: from scratch, and from what was learnt.
+TRAINABLE = ("untrained", "trained")
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -37,6 +41,41 @@ def calibrated(encoder: Encoder, data: ImageData) -> Encoder:
     encoder = copy.deepcopy(encoder)
     recompute_batch_statistics(encoder, encoder.transform, data.bank_dataloader())
     return encoder
+
+
+def untrained_like(encoder: Encoder, seed: int) -> Encoder:
+    """An encoder of the same architecture with the weights that `seed` gives, those before training if it was so."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        backbone = create_backbone(*encoder.architecture)
+    return Encoder(backbone, encoder.architecture, encoder.size, statistics=encoder.statistics)
+
+
+def lines_of(
+    encoder: Encoder, data: ImageData, *, seed: int, trained: bool = True, supervised: Encoder | None = None
+) -> dict[str, Callable[[], Encoder] | None]:
+    """What to compare an encoder with, from below, each made when it is called; None for the pixels.
+
+    Args:
+        encoder: on the CPU.
+        data: after ``setup``: the calibrated encoder takes its statistics from the training images.
+        seed: of the untrained weights.
+        trained: whether the encoder is; otherwise it is the untrained one itself.
+        supervised: the line above.
+
+    Returns:
+        By the names in LINES: "pixels", "untrained", "untrained_calibrated" where there is BatchNorm, then "trained"
+        and "supervised" where there are such.
+    """
+    below = (lambda: untrained_like(encoder, seed)) if trained else (lambda: copy.deepcopy(encoder))
+    lines: dict[str, Callable[[], Encoder] | None] = {"pixels": None, "untrained": below}
+    if has_batch_norm(encoder.backbone):
+        lines["untrained_calibrated"] = lambda: calibrated(below(), data)
+    if trained:
+        lines["trained"] = lambda: encoder
+    if supervised is not None:
+        lines["supervised"] = lambda: supervised
+    return lines
 
 
 def evaluate_fit(
