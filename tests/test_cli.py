@@ -106,6 +106,38 @@ def test_a_tiny_run_leaves_table_log_checkpoint_and_results(tmp_path, monkeypatc
     assert printed.count("\n") == 1 and "--out must be a new or empty folder" in printed
 
 
+def test_another_data_set_brings_its_own_options(tmp_path):
+    """Those of the configuration's data set that mean something else, such as the size of its windows, go with it."""
+    for word in ("folder", "Folder", "fastssl.data.Folder"):
+        cli, label = method.parse("fit", "simclr", ["--data", word, f"--data.root={make_folder(tmp_path / word)}"])
+        options = cli.config.data.init_args
+        assert (label, options.size, options.batch_size) == ("simclr_photos", 448, 64)
+    cli, _ = method.parse("fit", "simclr", ["--data", "photos", "--data.per_picture", "2"])
+    assert (cli.config.data.init_args.size, cli.config.data.init_args.per_picture) == (64, 2)
+
+
+def test_a_checkpoint_is_tested_as_in_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "simclr", *_TINY, "--model.size=32", "--out=run"]) == 0
+    trained = json.loads(Path("run/results.json").read_text())["logged"]
+    capsys.readouterr()
+    for given in ("run", "run/last.ckpt"):
+        assert main(["test", "simclr", "--checkpoint", given, "--out=tested", "--trainer.accelerator=cpu"]) == 0
+        printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+        results = json.loads(Path("tested/results.json").read_text())
+        for name in ("knn", "probe", "h_rank"):
+            assert results[name] == pytest.approx(trained[name], rel=1e-3) == pytest.approx(float(printed[name]), 1e-3)
+    for arguments, message in (
+        (["simclr"], "checkpoint"),
+        (["simclr", "--checkpoint", "rn"], "there is no file 'rn'"),
+        (["dino", "--checkpoint", "run"], "is of another model"),
+        (["simcl"], "no method 'simcl'; did you mean simclr?"),
+    ):
+        assert main(["test", *arguments]) == 2
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1 and message in printed, printed
+
+
 def test_ones_own_pictures_of_different_sizes_train(tmp_path):
     root = make_folder(tmp_path / "pictures")
     options = ["--data=fastssl.data.Folder", f"--data.root={root}", "--data.batch_size=5", "--trainer.max_epochs=1"]

@@ -1,5 +1,6 @@
 """SimCLR: learns within a few steps, resumes, evaluates itself; with ``-m learning`` it trains to the bar (3 seeds)."""
 
+import functools
 import json
 import math
 from itertools import pairwise
@@ -13,6 +14,7 @@ import lightning as L
 
 from fastssl.data import Photos
 from fastssl.methods import SimCLR
+from fastssl.methods.base import Step, effective_rank
 from fastssl.methods.optim import cosine, create_optimizer, parameter_groups, warmup_cosine
 from fastssl.models import ProjectionHead, create_backbone
 
@@ -160,6 +162,67 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert factors[12] == pytest.approx(0.5)
     assert factors[20] == pytest.approx(0)
     assert all(a >= b for a, b in pairwise(factors[4:]))
+
+
+def test_schedules_end_where_they_should():
+    assert warmup_cosine(20, 4, 20, final=0.1) == pytest.approx(0.1)
+    assert [cosine(2.0, 4.0, progress) for progress in (0, 0.5, 1, 1.5)] == pytest.approx([2, 3, 4, 4])
+
+
+def test_lars_is_the_formula_of_its_paper():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 3)
+    lr, decay, momentum = 0.3, 0.01, 0.9
+    optimizer = create_optimizer("lars", parameter_groups(layer, decay), lr, momentum)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    v = u = 0
+    for _ in range(3):
+        layer.weight.grad, layer.bias.grad = torch.randn(3, 4), torch.randn(3)
+        # You et al. 2017, algorithm 1, for what decays; plain SGD for norms and biases, as in SimCLR.
+        local = 0.001 * weight.norm() / (layer.weight.grad.norm() + decay * weight.norm())
+        v = momentum * v + local * (layer.weight.grad + decay * weight)
+        u = momentum * u + layer.bias.grad
+        weight, bias = weight - lr * v, bias - lr * u
+        optimizer.step()
+        torch.testing.assert_close(layer.weight.detach(), weight)
+        torch.testing.assert_close(layer.bias.detach(), bias)
+
+
+def test_the_learning_rate_grows_with_the_batch():
+    def rate(**options):
+        run = trainer(1, limit_train_batches=1, limit_val_batches=0, **options)
+        run.fit(small_model(lr=0.3, lr_batch_size=256, optimizer="lars", momentum=0.9), datamodule=small_data())
+        return run.optimizers[0].param_groups[0]["initial_lr"]
+
+    assert rate() == pytest.approx(0.3 * 32 / 256)
+    assert rate(accumulate_grad_batches=2) == pytest.approx(0.3 * 64 / 256)
+
+
+def test_collapse_is_seen():
+    model, logged = small_model(), {}
+    model.log = lambda name, value, **_: logged.update({name: float(value)})
+    z = torch.randn(512, 16)
+    for name, value in (("spread", z), ("collapsed", z[:1] + 1e-3 * z)):
+        model._log_collapse(Step(z.sum(), z, value))
+        logged[name] = logged.pop("z_std")
+    assert logged["spread"] == pytest.approx(1, abs=0.02)
+    assert logged["collapsed"] < 0.01
+    assert effective_rank(z) == pytest.approx(16, abs=0.2)
+    assert effective_rank(z[:, :1] * torch.ones(16)) == pytest.approx(1, abs=0.01)
+
+
+def test_the_step_is_one_graph_and_gives_the_same_losses(monkeypatch):
+    def losses(**options):
+        record = Record()
+        trainer(1, callbacks=[record], limit_train_batches=2, limit_val_batches=0).fit(
+            small_model(**options), datamodule=small_data()
+        )
+        return record.losses
+
+    plain = losses()
+    # Without generating code, which takes minutes and is PyTorch's affair.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    assert losses(compile=True) == pytest.approx(plain, rel=1e-4)
 
 
 def test_small_stem_keeps_the_resolution():
