@@ -161,7 +161,7 @@ def _sync_folder(folder: Path) -> None:
 class RunCheckpoint(Checkpoint):
     """Keep `last.ckpt` in the run's folder, and continue exactly from it.
 
-    It is written at the end of each epoch, every `every_steps` steps, every `every_minutes` minutes, on SIGTERM and on
+    It is written at the end of each epoch, after so many steps and minutes, on SIGTERM and on
     Ctrl-C: then the step under way is finished, and :class:`Stopped` raised. A second Ctrl-C stops at once, and keeps
     the last checkpoint. An exception between two steps, such as of a loader, leaves a checkpoint too (where one
     process trains); one in the middle of a step does not, since what it leaves behind is half done.
@@ -172,19 +172,19 @@ class RunCheckpoint(Checkpoint):
 
     Args:
         folder: of the run.
-        every_steps: optimizer steps between two checkpoints; 0 for none by steps.
-        every_minutes: between two checkpoints; 0 for none by time.
+        every: optimizer steps between two checkpoints; 0 for none by steps.
+        minutes: between two checkpoints; 0 for none by time.
 
     Raises:
         ValueError: if a number is negative.
     """
 
-    def __init__(self, folder: str | Path, every_steps: int = 0, every_minutes: float = 10.0) -> None:
-        for name, value in (("every_steps", every_steps), ("every_minutes", every_minutes)):
+    def __init__(self, folder: str | Path, every: int = 0, minutes: float = 10.0) -> None:
+        for name, value in (("every", every), ("minutes", minutes)):
             if not value >= 0:
                 raise ValueError(f"RunCheckpoint: {name} must be at least 0, got {value}")
         self.folder = Path(folder)
-        self.every_steps, self.every_minutes = every_steps, every_minutes
+        self.every, self.minutes = every, minutes
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._validation_pending = False  # of the checkpoint
         self._signal = 0
@@ -273,12 +273,12 @@ class RunCheckpoint(Checkpoint):
         """
         stop, due = self._signal, False
         if trainer.is_global_zero:
-            due = bool(self.every_minutes) and time.monotonic() - self._saved_at >= 60 * self.every_minutes
+            due = bool(self.minutes) and time.monotonic() - self._saved_at >= 60 * self.minutes
         if trainer.world_size > 1:  # Lightning makes processes wait for each other in each step anyway
             flags = torch.tensor([stop, due], device=trainer.strategy.root_device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
             stop, due = flags.tolist()
-        due |= bool(self.every_steps) and trainer.global_step - self._saved_step >= self.every_steps
+        due |= bool(self.every) and trainer.global_step - self._saved_step >= self.every
         due |= self._validation_pending  # it has been made since
         if moment is not None and (due or stop):
             self._save(trainer, moment)
