@@ -3,6 +3,9 @@
 Both are optional: where one cannot be built the installation succeeds without it, says why in one line, and records
 the reason in fastssl/_build_info.json, which `fastssl info` reads. FASTSSL_SKIP_BUILD=1 asks for exactly that,
 FASTSSL_SKIP_CUDA=1 for the CUDA extension alone. It is built where nvcc is on the PATH or under CUDA_HOME.
+
+FASTSSL_BUILD_DIR names a folder that keeps the objects: a later installation from the same checkout, wherever it goes,
+compiles what has changed since. One build at a time, and a new folder for a new compiler.
 """
 
 import json
@@ -151,7 +154,9 @@ def write_ninja_file(path: Path, output: Path, variables: dict[str, list[str]], 
     for source, flags in builds.items():
         # By relative path: two families may have files of the same name.
         target = ninja_path(source.relative_to(ROOT / "csrc").with_suffix(".o").as_posix())
-        lines += [f"build {target}: compile {ninja_path(source)}", f"  own_flags = {ninja_words(flags)}"]
+        # Python's headers lie elsewhere in every environment: the kernels, which know nothing of it, stay as they are.
+        own_flags = [*flags, *(python_flags() if source.name == "bindings.cpp" else [])]
+        lines += [f"build {target}: compile {ninja_path(source)}", f"  own_flags = {ninja_words(own_flags)}"]
         objects.append(target)
     lines += [f"build {ninja_path(output)}: link {' '.join(objects)}", f"default {ninja_path(output)}", ""]
     path.write_text("\n".join(lines))
@@ -169,12 +174,13 @@ def run_ninja(folder: Path, output: Path, variables: dict[str, list[str]], build
         raise BuildError("compilation failed: " + (errors or result.stdout.splitlines() or ["ninja failed"])[0])
 
 
-def include_flags() -> list[str]:
+def python_flags() -> list[str]:
+    """Where a Python module finds its headers."""
     try:
         import pybind11
     except ImportError:
         raise BuildError("pybind11 not found (pip install pybind11)") from None
-    return [f"-I{folder}" for folder in (sysconfig.get_path("include"), pybind11.get_include(), ROOT / "csrc")]
+    return [f"-I{folder}" for folder in (sysconfig.get_path("include"), pybind11.get_include())]
 
 
 def check_wanted(variable: str) -> None:
@@ -200,7 +206,7 @@ def compile_cpp(folder: Path, output: Path) -> dict[str, object]:
     shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
     variables = {
         "compiler": tools.compiler,
-        "flags": [*tools.flags, *have, *include_flags()],
+        "flags": [*tools.flags, *have, f"-I{ROOT / 'csrc'}"],
         "link_flags": [*shared, *(["-fopenmp"] if tools.openmp else [])],
     }
     run_ninja(folder, output, variables, builds)
@@ -247,7 +253,7 @@ def compile_cuda(folder: Path, output: Path) -> dict[str, object]:
         "flags": [
             *NVCC_FLAGS,
             *(f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes),
-            *include_flags(),
+            f"-I{ROOT / 'csrc'}",
         ],
         "link_flags": ["-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL"],
     }
@@ -272,8 +278,9 @@ class NinjaBuild(build_ext):
     def _build(self, name: str, what: str, compiled: Callable[[Path, Path], dict[str, object]]) -> dict[str, object]:
         """What to record of one extension, with the error where there is one."""
         output = Path(self.get_ext_fullpath(name))
+        folder = Path(os.environ.get("FASTSSL_BUILD_DIR") or self.build_temp)
         try:
-            return compiled(Path(self.build_temp).resolve() / name, output)
+            return compiled(folder.resolve() / name, output)
         except (BuildError, OSError) as error:
             output.unlink(missing_ok=True)  # not a stale one from an earlier build
             print(f"fastssl: installing without the {what}: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,8 +18,10 @@ import tarfile
 import textwrap
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from compiled import alone_in
 
 from fastssl import _extension
 
@@ -68,13 +71,21 @@ def build(checkout: Path, target: Path, **environment: str) -> tuple[dict, str]:
     return json.loads((target / "fastssl" / "_build_info.json").read_text()), result.stdout
 
 
+class Built(NamedTuple):
+    module: Path
+    objects: Path  # the folder of all object files
+    isas: list[str]
+
+
 @pytest.fixture(scope="module")
-def built(checkout, tmp_path_factory):
-    """A finished build of the checkout: a folder with the module and, under objects/, the object files."""
-    target = tmp_path_factory.mktemp("built")
-    info, printed = build(checkout, target)
-    assert info["error"] is None, printed
-    return target
+def built(tmp_path_factory):
+    """A finished build of this source tree. Of objects that FASTSSL_BUILD_DIR keeps, only what is old is compiled."""
+    with alone_in("built", tmp_path_factory) as folder:
+        objects = Path(os.environ.get("FASTSSL_BUILD_DIR") or folder / "objects")
+        info, printed = build(ROOT, folder / "lib", FASTSSL_BUILD_DIR=str(objects))
+        assert info["error"] is None, printed
+        (module,) = folder.rglob("_C*.so")
+        return Built(module, objects / "fastssl._C", info["isas"])
 
 
 # --- where it cannot be built -------------------------------------------------------------------------------
@@ -169,13 +180,29 @@ def test_a_source_distribution_carries_every_source(checkout, tmp_path):
 
 @needs_compiler
 @needs_sources
+def test_of_objects_in_a_folder_that_keeps_them_only_the_old_are_compiled(checkout, tmp_path):
+    sources = tmp_path / "small" / "csrc"
+    shutil.copytree(checkout, sources.parent)
+    shutil.rmtree(sources)
+    sources.mkdir()
+    (sources / "bindings.cpp").write_text("#include <Python.h>\n")
+    compiled = []
+    for target, answer in (("first", 1), ("again", 1), ("changed", 2)):
+        if target != "again":
+            (sources / "kernel.cpp").write_text(f"int answer() {{ return {answer}; }}\n")
+        _, printed = build(sources.parent, tmp_path / target, FASTSSL_BUILD_DIR=str(tmp_path / "ob jects"))
+        compiled.append(sorted(line.split("/")[-1] for line in printed.splitlines() if "] compile " in line))
+        assert list((tmp_path / target).rglob("_C*.so"))
+    assert compiled == [["bindings.cpp", "kernel.cpp"], [], ["kernel.cpp"]]
+
+
+@needs_compiler
+@needs_sources
 def test_every_source_has_an_object_of_its_own(built):
     """By relative path: two families may have files of the same name."""
-    folder = built / "objects" / "fastssl._C"
-    objects = {path.relative_to(folder) for path in built.rglob("*.o")}
-    compiled = json.loads((built / "fastssl" / "_build_info.json").read_text())["isas"]
+    objects = {path.relative_to(built.objects) for path in built.objects.rglob("*.o")}
     of_cuda = set((SOURCES / "cuda").rglob("*.cpp"))
-    sources = [path for path in {*SOURCES.rglob("*.cpp")} - of_cuda if isa_of(path) in (None, *compiled)]
+    sources = [path for path in {*SOURCES.rglob("*.cpp")} - of_cuda if isa_of(path) in (None, *built.isas)]
     assert objects == {path.relative_to(SOURCES).with_suffix(".o") for path in sources}
 
 
@@ -184,7 +211,7 @@ def test_every_source_has_an_object_of_its_own(built):
 @pytest.mark.skipif(not sys.platform.startswith("linux") or shutil.which("nm") is None, reason="needs nm")
 def test_no_instruction_set_leaks_into_another(built):
     """A weak symbol of an AVX-512 object could replace the baseline's, and then end an older machine's process."""
-    objects = [path for path in built.rglob("*.o") if isa_of(path)]
+    objects = [path for path in built.objects.rglob("*.o") if isa_of(path)]
     assert {isa_of(path) for path in objects} == set(_extension.load().info()["isas_compiled"])
     for path in objects:
         for kind, name in symbols(path):
@@ -196,8 +223,7 @@ def test_no_instruction_set_leaks_into_another(built):
 @needs_sources
 @pytest.mark.skipif(not sys.platform.startswith("linux") or shutil.which("nm") is None, reason="needs nm")
 def test_the_module_exports_nothing_but_its_entry(built):
-    (module,) = built.rglob("_C*.so")
-    names = [name for _, name in symbols(module, "-D")]
+    names = [name for _, name in symbols(built.module, "-D")]
     assert "PyInit__C" in names
     assert not [name for name in names if "fastssl" in name]
 
@@ -221,10 +247,8 @@ def test_the_same_templates_compile_for_aarch64(tmp_path):
         assert result.returncode == 0, result.stderr
 
 
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory):
-    """A function that links a program of tests/cpp with the kernels, all built with AddressSanitizer and UBSan."""
-    folder = tmp_path_factory.mktemp("sanitized")
+def sanitized(program: Path, folder: Path) -> Path:
+    """A program of tests/cpp and the families of kernels that it includes, built with AddressSanitizer and UBSan."""
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     flags = ["-std=c++17", "-O1", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"]
     flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{SOURCES}", "-DFASTSSL_HAVE_AVX512"]
@@ -232,28 +256,26 @@ def sanitized(tmp_path_factory):
     probe.write_text("int main() { return 0; }")
     if subprocess.run([*compiler, *flags, str(probe), "-o", str(folder / "probe")], capture_output=True).returncode:
         pytest.skip("the compiler has no sanitizers")
+    families = re.findall(r'#include "(cpu/\w+)/', program.read_text())
+    sources = [path for folder in ("cpu", *families) for path in sorted((SOURCES / folder).glob("*.cpp"))]
     objects = []
-    for source in CPU_SOURCES:
+    for source in sources:
         if isa_of(source) in (None, *SANITIZED_ISAS):
             objects.append(folder / f"{len(objects)}.o")
             extra = SANITIZED_ISAS.get(isa_of(source), [])
             subprocess.run([*compiler, *flags, *extra, "-c", str(source), "-o", str(objects[-1])], check=True)
-
-    def link(program: Path) -> Path:
-        output = folder / program.stem
-        subprocess.run([*compiler, *flags, str(program), *map(str, objects), "-o", str(output)], check=True)
-        return output
-
-    return link
+    output = folder / program.stem
+    subprocess.run([*compiler, *flags, str(program), *map(str, objects), "-o", str(output)], check=True)
+    return output
 
 
 @needs_compiler
 @needs_sources
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="sanitizers are checked on x86-64")
 @pytest.mark.parametrize("program", MEMORY_CHECKS, ids=lambda path: path.stem)
-def test_kernels_stay_inside_their_buffers(sanitized, program):
+def test_kernels_stay_inside_their_buffers(tmp_path, program):
     """Small odd sizes, on the baseline and on the widest vectors."""
-    executable = sanitized(program)
+    executable = sanitized(program, tmp_path)
     for isa in SANITIZED_ISAS:
         environment = {**os.environ, "FASTSSL_CPU_ISA": isa}
         result = subprocess.run([str(executable)], env=environment, capture_output=True, text=True)
