@@ -1,4 +1,4 @@
-"""`fastssl visualize views` as a user types it: the sheet shows the views that the key gives, and every wrong word."""
+"""`fastssl visualize` as a user types it: the sheets show what was computed, and what every wrong word is answered."""
 
 import subprocess
 import sys
@@ -14,10 +14,16 @@ pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
 from fastssl import augment
 from fastssl.cli import main, visualize
+from fastssl.cli.visualize.encoders import shrink
 from fastssl.cli.visualize.options import choose
 from fastssl.cli.visualize.views import TRANSFORMS
 from fastssl.data import read_image
+from fastssl.models.encoder import load_encoder
+from fastssl.models.patches import patch_attention, patch_features
+from fastssl.report.components import as_colors, principal_components
 from fastssl.report.contact_sheet import Row, contact_sheet
+from fastssl.report.drawing import denormalize
+from fastssl.report.heat import heat, keep_mass
 
 _SCRIPT = Path(sys.executable).with_name("fastssl")
 _PROGRAM = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-c", "from fastssl.cli import main; exit(main())"]
@@ -115,9 +121,96 @@ def test_a_sheet_is_not_written_over_unless_asked(pictures, capsys):
     assert main([*arguments, "--out", "a/b/c.png"]) == 0 and Path("a/b/c.png").is_file()
 
 
+def test_attention_is_drawn_head_by_head_with_its_mean_and_masks(pictures, capsys):
+    arguments = ["attention", "test_vit", "--data", *pictures, "--size", "100", "--seed", "3", "--threshold", "0.6"]
+    assert main(["visualize", *arguments]) == 0
+    assert capsys.readouterr().out == "2 images, 2 heads: attention.png\n"
+    torch.manual_seed(3)
+    encoder = load_encoder("test_vit")
+    encoder.resize(96)  # six patches of 16
+    x = encoder.transform([read_image(path) for path in pictures], channels="first")
+    maps = patch_attention(encoder.backbone, x).maps
+    maps = torch.cat([maps, maps.mean(1, keepdim=True)], 1)
+    drawn = sheet("attention.png")
+    assert maps.shape == (2, 3, 6, 6)
+    for of_image in maps:
+        for map_ in of_image:
+            assert holds(drawn, heat(map_.double()).repeat(37, 0).repeat(37, 1))  # 6 x 37 pixels, about 224
+    masks = keep_mass(maps, 0.6)[0].numpy().repeat(37, 1).repeat(37, 2)
+    picture = shrink(denormalize(x, encoder.statistics)[0], 222)
+    assert holds(drawn, picture)
+    for mask in masks:
+        assert holds(drawn, np.where(mask[..., None], picture, (picture * 0.15 + 128 * (1 - 0.15)).astype("uint8")))
+
+
+def test_without_a_threshold_there_are_no_masks(pictures):
+    arguments = ["visualize", "attention", "test_vit", "--data", *pictures, "--size=64"]
+    assert main([*arguments, "--out=plain.png"]) == 0
+    assert main([*arguments, "--out=masks.png", "--threshold=0.5"]) == 0
+    plain, masks = sheet("plain.png"), sheet("masks.png")
+    assert masks.shape[0] - plain.shape[0] > 300 and masks.shape[1] == plain.shape[1]
+
+
+@pytest.mark.parametrize(("source", "grid"), [("test_vit", 6), ("test_resnet", 3)])
+def test_colors_are_components_over_all_images_together(source, grid, pictures, capsys):
+    arguments = ["pca", source, "--data", *pictures, "--size", "96", "--seed", "3"]
+    assert main(["visualize", *arguments]) == 0
+    torch.manual_seed(3)
+    encoder = load_encoder(source)
+    encoder.resize(96)
+    x = encoder.transform([read_image(path) for path in pictures], channels="first")
+    features = patch_features(encoder.backbone, x)
+    grid = features.shape[1]
+    assert capsys.readouterr().out == f"2 images, {grid} x {grid} patches each: pca.png\n"
+    colors = as_colors(principal_components(features.flatten(0, 2)).scores).view(2, grid, grid, 3).numpy()
+    zoom, drawn = round(224 / grid), sheet("pca.png")
+    for of_image in colors:
+        assert holds(drawn, of_image.repeat(zoom, 0).repeat(zoom, 1))
+
+
+def test_background_is_black(pictures):
+    assert main(["visualize", "pca", "test_vit", "--data", *pictures, "--size=96", "--foreground"]) == 0
+    black = (sheet("pca.png") == 0).all(-1)
+    assert black.sum() > 37 * 37  # a patch at least
+
+
+def test_large_photographs_are_drawn_as_small_as_others(pictures):
+    Image.fromarray(draw(1500, 2300, seed=4)).save("large.jpg")
+    assert main(["visualize", "pca", "test_vit", "--data", "large.jpg", "--size=64"]) == 0
+    assert max(sheet("pca.png").shape) < 1000
+
+
+def test_broken_weights_are_named_and_not_drawn(pictures, capsys, monkeypatch):
+    def broken(*arguments, **options):
+        encoder = load_encoder(*arguments, **options)
+        torch.nn.init.constant_(next(encoder.parameters()), float("nan"))
+        return encoder
+
+    monkeypatch.setattr("fastssl.models.encoder.load_encoder", broken)
+    for picture, what in (("attention", "attention"), ("pca", "features")):
+        assert main(["visualize", picture, "test_vit", "--data", "wide.png", "--size=64"]) == 2
+        message = f"test_vit (untrained): its {what} has numbers that are not finite"
+        assert message.replace("features has", "features have") in capsys.readouterr().err
+    assert not Path("pca.png").exists() and not Path("attention.png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
+        (["attention", "test_vti"], 2, "'test_vti' is no file, no folder and no timm model; did you mean test_vit"),
+        (["attention", "runs/none/last.ckpt"], 2, "there is no file or folder 'runs/none/last.ckpt'"),
+        (["attention", "test_resnet"], 2, "the backbone must be a vision transformer, got ResNet"),
+        (["attention", "test_vit", "--size=7"], 2, "--size must be at least 16, the side of a patch of the backbone"),
+        (["attention", "test_vit", "--size=0"], 2, "--size must be at least 1, got 0"),
+        (["attention", "test_vit", "--threshold=60"], 2, "--threshold must be between 0 and 1, got 60.0"),
+        (["attention", "test_vit", "--treshold=0.6"], 2, "no option '--treshold'; did you mean --threshold"),
+        (["attention", "test_vit", "--seed=-1"], 2, "--seed must be in [0, 2^64), got -1"),
+        (["pca", "test_vit", "--images=0"], 2, "--images must be at least 1, got 0"),
+        (["pca", "test_vit", "--interpolation=cubic"], 2, "cubic"),
+        (["pca", "test_vit", "--out=a.gif"], 2, "--out must end in .png, got 'a.gif'"),
+        (["pca", "--size=64"], 2, "source"),
+        (["pca", "wide.png"], 2, "wide.png"),
+        (["pca", "mixer_s32_224", "--size=64"], 2, "mixer_s32_224"),
         (["faces"], 2, "fastssl visualize: no picture 'faces'; choose from views"),
         (["views", "simcrl"], 2, "no transform 'simcrl'; did you mean simclr"),
         (["views", "simclr", "--sed", "1"], 2, "no option '--sed'; did you mean --seed"),
@@ -158,9 +251,16 @@ def test_help_and_a_missing_extra(capsys, monkeypatch):
     for arguments in (["views"], ["views", "-h"]):
         assert main(["visualize", *arguments]) == 0
         assert "usage: fastssl visualize views <transform>" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stop:
-        main(["visualize", "views", "dino", "--help"])
-    assert stop.value.code == 0 and "--transform.local_crop_size" in capsys.readouterr().out
+    for picture in ("attention", "pca"):
+        assert main(["visualize", picture]) == 0
+        assert f"usage: fastssl visualize {picture} <source>" in capsys.readouterr().out
+    options = {"views dino": "--transform.local_crop_size", "attention x": "--threshold", "pca x": "--foreground"}
+    for picture, option in options.items():
+        with pytest.raises(SystemExit) as stop:
+            main(["visualize", *picture.split(), "--help"])
+        assert stop.value.code == 0 and option in capsys.readouterr().out
     monkeypatch.setattr(visualize, "_EXTRA", ("no_such_module",))
-    assert main(["visualize", "views", "simclr"]) == 1
-    assert 'needs the training extra: pip install "fastssl[train]" (missing: no_such_module)' in capsys.readouterr().err
+    for picture in ("views simclr", "attention test_vit"):
+        assert main(["visualize", *picture.split()]) == 1
+        printed = capsys.readouterr().err
+        assert 'needs the training extra: pip install "fastssl[train]" (missing: no_such_module)' in printed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastssl.report.logs import Log, Series
+from fastssl.report.logs import Series
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -23,7 +23,6 @@ class _Panel(NamedTuple):
     unit: str
     names: Sequence[str]
     factor: float = 1.0
-    log: bool = False
 
 
 # In this order; whatever else was logged follows, a panel each.
@@ -50,7 +49,7 @@ _WORDS = {
 }
 
 
-def curves_figure(log: Log) -> Figure:
+def curves_figure(log: Mapping[str, Series]) -> Figure:
     """Panels of all quantities that were logged.
 
     Raises:
@@ -70,20 +69,20 @@ def curves_figure(log: Log) -> Figure:
     return figure
 
 
-def _panels(log: Log) -> list[_Panel]:
+def _panels(log: Mapping[str, Series]) -> list[_Panel]:
     found, shown = [], set()
     for panel in _PANELS:
         # Lightning's LearningRateMonitor names the optimizer, and the group: lr-AdamW/pg1.
-        names = [n for n in log.series if n in panel.names or (panel.names == ("lr",) and n.startswith("lr-"))]
+        names = [n for n in log if n in panel.names or (panel.names == ("lr",) and n.startswith("lr-"))]
         shown |= set(names)
         if names:
             found.append(panel._replace(names=sorted(names, key=lambda n: (*panel.names, n).index(n))))
-    return found + [_Panel(name, "", (name,)) for name in log.series if name not in shown]
+    return found + [_Panel(name, "", (name,)) for name in log if name not in shown]
 
 
-def _draw(axes: Axes, panel: _Panel, log: Log) -> None:
+def _draw(axes: Axes, panel: _Panel, log: Mapping[str, Series]) -> None:
     for number, name in enumerate(panel.names):
-        series, color = log.series[name], _COLORS[number % len(_COLORS)]
+        series, color = log[name], _COLORS[number % len(_COLORS)]
         value = series.value * panel.factor
         finite = np.isfinite(value)
         label = _WORDS.get(name, name)
@@ -99,11 +98,9 @@ def _draw(axes: Axes, panel: _Panel, log: Log) -> None:
         if many:
             smooth = running_mean(Series(series.step, value))
             axes.plot(smooth.step, smooth.value, color=color, linewidth=1.6, label=label)
-    for step in log.resumed:
-        axes.axvline(step, color="#999999", linewidth=0.8, linestyle=(0, (2, 2)))
     axes.set_title(panel.title, size=9, loc="left")
     axes.set_ylabel(panel.unit, size=8)
-    axes.set_xlabel("step" + (" (dashed: resumed)" if log.resumed else ""), size=8)
+    axes.set_xlabel("step", size=8)
     axes.tick_params(labelsize=7.5)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(color="#E4E4E4", linewidth=0.6)

@@ -37,7 +37,7 @@ def embedding_figure(points: np.ndarray, label: np.ndarray, class_names: Sequenc
     axes = figure.subplots()
     classes = np.unique(label[label >= 0])
     colors = _colors(len(classes))
-    size = float(np.clip(3000 / len(points), 4, 30))
+    size = float(np.clip(8000 / len(points), 6, 40))
     if (unknown := label < 0).any():
         axes.scatter(*points[unknown].T, s=size, c=_UNKNOWN, linewidths=0, alpha=0.7, label="no label")
     for number, name in enumerate(classes):
@@ -53,7 +53,7 @@ def embedding_figure(points: np.ndarray, label: np.ndarray, class_names: Sequenc
         axes.spines[side].set_visible(False)
     if 0 < len(classes) <= _NAMED:
         legend = axes.legend(
-            loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7.5, frameon=False, markerscale=(30 / size) ** 0.5,
+            loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7.5, frameon=False, markerscale=(40 / size) ** 0.5,
             handletextpad=0.2,
         )  # fmt: skip
         for text in legend.get_texts():

@@ -1,10 +1,9 @@
-"""The log of a run: metrics.csv, and the parts that earlier pieces of a resumed run left, as one."""
+"""The log of a run as numbers over steps."""
 
 from __future__ import annotations
 
 import csv
 import math
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,68 +22,29 @@ class Series(NamedTuple):
     value: np.ndarray
 
 
-class Log(NamedTuple):
-    """What a run has logged.
+def read_log(folder: Path) -> dict[str, Series]:
+    """What metrics.csv in a run's folder holds, by name; empty where there is none.
 
-    Attributes:
-        series: by name, each with at least one value.
-        resumed: steps where the run was continued.
+    Cells that are empty or no numbers are left out, and so is a line that was cut off. Of several values of a step the
+    last one counts.
     """
-
-    series: dict[str, Series]
-    resumed: list[int]
-
-
-def read_log(folder: Path) -> Log:
-    """Read metrics-1.csv, metrics-2.csv, ... and metrics.csv of a run's folder; empty where there are none.
-
-    A part that was killed after its last checkpoint has steps that the next part makes again: the next part's count.
-    Cells that are empty or no numbers, and a line that was cut off, are left out.
-    """
+    path = folder / "metrics.csv"
     values: dict[str, dict[int, float]] = {}
-    resumed: list[int] = []
-    for number, path in enumerate(_parts(folder)):
-        rows = _read(path)
-        if not rows:
-            continue
-        first = min(step for step, _ in rows)
-        if number and values:
-            resumed.append(first)
-            for series in values.values():
-                for step in [step for step in series if step >= first]:
-                    del series[step]
-        for step, row in rows:
-            for name, value in row.items():
-                values.setdefault(name, {})[step] = value
+    if path.is_file():
+        with open(path, newline="", errors="replace") as file:
+            for row in csv.DictReader(file):
+                step = _number(row.pop("step", None))
+                row.pop("epoch", None)
+                if step is None or not math.isfinite(step):
+                    continue
+                for name, cell in row.items():
+                    if name is not None and (number := _number(cell)) is not None:
+                        values.setdefault(name, {})[int(step)] = number
     found = {}
     for name, series in values.items():
         steps = sorted(series)
-        if steps:
-            found[name] = Series(np.array(steps), np.array([series[step] for step in steps]))
-    return Log(found, resumed)
-
-
-def _parts(folder: Path) -> list[Path]:
-    numbered = [(int(match[1]), path) for path in folder.glob("metrics-*.csv") if (match := _NUMBER.match(path.name))]
-    last = folder / "metrics.csv"
-    return [path for _, path in sorted(numbered)] + ([last] if last.is_file() else [])
-
-
-_NUMBER = re.compile(r"metrics-(\d+)\.csv$")
-
-
-def _read(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """Step and numbers of each line that has a step."""
-    rows = []
-    with open(path, newline="", errors="replace") as file:
-        for row in csv.DictReader(file):
-            step = _number(row.pop("step", None))
-            row.pop("epoch", None)
-            if step is None or not math.isfinite(step):
-                continue
-            numbers = {name: _number(cell) for name, cell in row.items() if name is not None}
-            rows.append((int(step), {name: number for name, number in numbers.items() if number is not None}))
-    return rows
+        found[name] = Series(np.array(steps), np.array([series[step] for step in steps]))
+    return found
 
 
 def _number(cell: object) -> float | None:

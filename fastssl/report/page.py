@@ -28,7 +28,8 @@ h1 { font-size: 1.6rem; margin: 0 0 .25rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-top: .8rem; border-top: 1px solid #e4e4e4; }
 p { margin: .4rem 0; max-width: 46rem; }
 p.lead, figcaption, dl.notes { color: #555; }
-figure { margin: .8rem 0; overflow-x: auto; }
+figure { margin: .8rem 0; }
+div, pre { overflow-x: auto; }
 figcaption { font-size: .87rem; max-width: 46rem; }
 img { max-width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from fastssl.data.base import ImageData
+from fastssl.evaluate import maps as mapping
 from fastssl.evaluate.features import Features
 from fastssl.report.contact_sheet import contact_sheet
 from fastssl.report.curves import curves_figure
@@ -30,6 +32,8 @@ _SHOWN = 4  # images on the contact sheet
 _LISTED = 20  # of the files that could not be read
 _FIT_FILES = ("results.json", "table.md", "config.yaml", "metrics.csv", "last.ckpt")
 _EVAL_FILES = ("results.json", "table.md")
+# Of the results of an evaluation: shown elsewhere on the page.
+_NO_FACTS = ("encoder", "lines", "details", "data", "unreadable", "version", "torch")
 
 
 def fit_report(
@@ -94,7 +98,8 @@ def eval_report(
         results: what stands in results.json.
         data: after ``setup``.
         features: of the encoder, "bank" and "test".
-        maps: by name ("tsne", "umap"), float [N, 2]: of the test images, or of N evenly spread over them.
+        maps: by name ("tsne", "umap", and of z "tsne_z", "umap_z"), float [N, 2]: of the test images, or of N that
+            :func:`fastssl.evaluate.maps.spread` chooses.
 
     Returns:
         The path of the page.
@@ -105,18 +110,28 @@ def eval_report(
     encoder = str(results.get("encoder", "encoder"))
     page = Page(folder, encoder, f"Evaluated on {type(data).__name__} by fastssl eval.")
     lines = results.get("lines") or {}
-    other = [(k, _words(v)) for k, v in results.items() if k not in ("encoder", "lines", "data") and v is not None]
+    other = [(name, _words(value)) for name, value in results.items() if name not in _NO_FACTS and value is not None]
     page.add("The evaluation", lambda: facts_html([("encoder", encoder), *data_facts(data), *other, *machine_facts()]))
-    page.add("Test results", lambda: _table(page, lines_table(lines) if lines else None))
+
+    def table() -> str:
+        html = _table(page, lines_table(lines) if lines else None)
+        if not (how := results.get("details")):
+            return html
+        return html + details_html("How each number came about", f"<pre>{escape(json.dumps(how, indent=2))}</pre>")
+
+    page.add("Test results", table)
     for name, points in maps.items():
-        title = f"Map of the test images ({_MAPS.get(name, name)})"
+        title = "Map of the test images: {} of the {}".format(*_map_words(name))
         page.add(title, lambda name=name, points=points: _drawn_map(page, name, points, features["test"], data))
     page.add("Nearest neighbours", lambda: _gallery(page, features, data))
     _add_unreadable(page, data)
     return page.write(_EVAL_FILES)
 
 
-_MAPS = {"tsne": "t-SNE", "umap": "UMAP"}
+def _map_words(name: str) -> tuple[str, str]:
+    """Kind of a map, and of what it is: "tsne" and "umap" are of h, "tsne_z" and "umap_z" of z."""
+    kind, _, space = name.partition("_")
+    return {"tsne": "t-SNE", "umap": "UMAP"}.get(kind, kind), "projection z" if space == "z" else "representation h"
 
 
 def _words(value: Any) -> str:
@@ -142,26 +157,23 @@ def _table(page: Page, table: Table | None) -> str:
 
 def _curves(page: Page) -> str:
     log = read_log(page.folder)
-    if not log.series:
+    if not log:
         raise ValueError("metrics.csv holds no values")
     words = "What was logged, by optimizer step; where there are many values, thin, with their running mean."
     return page.figure(curves_figure(log), "curves.png", words)
 
 
 def _map(page: Page, test: Features, data: ImageData) -> str:
-    from fastssl.evaluate.maps import tsne
-
-    chosen = torch.tensor(spread(len(test.x), _MAPPED))
-    return _drawn_map(page, "tsne", tsne(test.x[chosen], 0), test, data)
+    chosen = mapping.spread(len(test.x), _MAPPED)
+    return _drawn_map(page, "tsne", mapping.tsne(test.x[chosen]), test, data)
 
 
 def _drawn_map(page: Page, name: str, points: np.ndarray, test: Features, data: ImageData) -> str:
-    chosen = torch.tensor(spread(len(test.label), len(points)), dtype=torch.int64)
-    label = test.label[chosen].numpy()
+    label = test.label[mapping.spread(len(test.label), len(points))].numpy()
     which = f"{len(points):,} test images" + (f" of {len(test.label):,}" if len(points) < len(test.label) else "")
-    kind = _MAPS.get(name, name)
-    figure = embedding_figure(points, label, data.class_names, f"{kind} of the representation h, {which}")
-    words = f"{kind}: images with like representations lie together; distances between groups say little."
+    kind, space = _map_words(name)
+    figure = embedding_figure(points, label, data.class_names, f"{kind} of the {space}, {which}")
+    words = f"{kind}: images with a like {space} lie together; distances between groups say little."
     return page.figure(figure, f"map_{_file_name(name)}.png", words)
 
 

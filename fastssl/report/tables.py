@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -16,16 +17,22 @@ _NOTES = {
     "trained": "the encoder that this report is about",
     "supervised": "the same network trained with the labels: the upper line",
 }
-METRICS = {
+_METRICS = {
     "knn": "k-NN %",
     "linear": "linear probe %",
-    "finetune": "fine-tuning %",
-    "semi_1": "1 % of labels %",
-    "semi_10": "10 % of labels %",
+    "finetune": "fine-tuned %",
     "nmi": "k-means NMI",
     "ari": "k-means ARI",
     "matched": "k-means matched %",
 }
+_FEW_LABELS = re.compile(r"semi_([\d.]+)(_linear)?$")
+
+
+def _head(name: str) -> str:
+    """What a measure is called over its column; with % at its end where the number is shown in per cent."""
+    if match := _FEW_LABELS.match(name):
+        return f"{match[1]} % of labels, {'linear probe' if match[2] else 'fine-tuned'} %"
+    return _METRICS.get(name, name)
 
 
 class Table(NamedTuple):
@@ -60,7 +67,7 @@ class Table(NamedTuple):
             )
             body += f"<tr><td>{escape(row[0])}</td>{numbers}</tr>\n"
         notes = "".join(f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>" for name, words in self.notes)
-        table = f"<table><thead><tr>{heads}</tr></thead><tbody>\n{body}</tbody></table>\n"
+        table = f"<div><table><thead><tr>{heads}</tr></thead><tbody>\n{body}</tbody></table></div>\n"
         return table + (f'<dl class="notes">{notes}</dl>\n' if notes else "")
 
 
@@ -93,7 +100,7 @@ def lines_table(lines: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
 def _table(lines: Mapping[tuple[str, str], Mapping[str, Any]]) -> Table:
     flat = {key: _flatten(values) for key, values in lines.items()}
     found = list(dict.fromkeys(name for values in flat.values() for name in values))
-    names = [name for name in METRICS if name in found] + [name for name in found if name not in METRICS]
+    names = [name for name in _METRICS if name in found] + [name for name in found if name not in _METRICS]
     several = len({space for _, space in flat}) > 1
     rows, notes = [], {}
     for (line, space), values in flat.items():
@@ -102,7 +109,7 @@ def _table(lines: Mapping[tuple[str, str], Mapping[str, Any]]) -> Table:
             notes[title] = _NOTES[line]
         where = f", {space}" if several and space else ""
         rows.append([title + where, *(_text(name, values.get(name)) for name in names)])
-    return Table(["representation", *(METRICS.get(name, name) for name in names)], rows, list(notes.items()))
+    return Table(["representation", *(_head(name) for name in names)], rows, list(notes.items()))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -122,5 +129,6 @@ def _text(name: str, value: Any) -> str:
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    head = METRICS.get(name, "")
-    return f"{100 * value:.1f}" if head.endswith("%") else f"{value:.3f}" if head else f"{value:.4g}"
+    if _head(name).endswith("%"):
+        return f"{100 * value:.1f}"
+    return f"{value:.3f}" if name in _METRICS else f"{value:.4g}"

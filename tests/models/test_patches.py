@@ -52,7 +52,7 @@ def test_attention_is_what_the_last_block_computes(name, fused):
     torch.testing.assert_close(found.weights.sum(-1), torch.ones(2, 3, dtype=torch.float64))
     assert found.of_class_token and found.prefix == model.num_prefix_tokens and found.grid == (4, 4)
     assert torch.equal(found.maps, found.weights[..., found.prefix :].reshape(2, 3, 4, 4))
-    assert direct.std() > 0.01  # a uniform answer would be wrong
+    assert direct.std() > 0.005  # a uniform answer would be wrong
 
 
 def test_attention_in_float32_is_that_of_float64():

@@ -1,49 +1,43 @@
-"""The log of a run, resumed or killed in the middle of a line, and its panels."""
+"""The log of a run, continued or killed in the middle of a line, and its panels."""
 
 import numpy as np
+import pytest
 
+pytest.importorskip("lightning")
+from fastssl.methods.logs import MetricsFile, make_loggers
 from fastssl.report.curves import curves_figure, running_mean
-from fastssl.report.logs import Log, Series, read_log
+from fastssl.report.logs import Series, read_log
 
 
 def test_cells_that_are_empty_are_no_values(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,knn,loss,step\n0,,5.5,4\n0,,4.5,9\n0,0.25,,9\n1,,nan,14\n")
     log = read_log(tmp_path)
-    assert log.resumed == [] and list(log.series) == ["loss", "knn"]
-    assert log.series["loss"].step.tolist() == [4, 9, 14]
-    assert log.series["loss"].value[:2].tolist() == [5.5, 4.5] and np.isnan(log.series["loss"].value[2])
-    assert log.series["knn"].step.tolist() == [9] and log.series["knn"].value.tolist() == [0.25]
+    assert list(log) == ["loss", "knn"]
+    assert log["loss"].step.tolist() == [4, 9, 14]
+    assert log["loss"].value[:2].tolist() == [5.5, 4.5] and np.isnan(log["loss"].value[2])
+    assert log["knn"].step.tolist() == [9] and log["knn"].value.tolist() == [0.25]
 
 
-def test_steps_that_a_resumed_run_makes_again_count_once(tmp_path):
-    (tmp_path / "metrics-1.csv").write_text("step,loss\n0,9\n1,8\n2,7\n3,6\n")
-    (tmp_path / "metrics-2.csv").write_text("loss,step,lr-AdamW\n70,2,0.1\n60,3,0.1\n50,4,0.1\n")
-    (tmp_path / "metrics-10.csv").write_text("step,loss\n")  # killed at once
-    (tmp_path / "metrics.csv").write_text("step,loss\n4,500\n5,4")  # killed in the middle of a line
+def test_the_log_of_a_run_that_was_continued_is_one(tmp_path):
+    for step in range(6):  # killed after the checkpoint of step 3, and continued from there
+        MetricsFile(tmp_path).log_metrics({"loss": 10.0 - step}, step)
+    make_loggers(tmp_path, tmp_path / "last.ckpt", 4)[0].log_metrics({"loss": 5.0, "lr-AdamW": 0.5}, 4)
     log = read_log(tmp_path)
-    assert log.series["loss"].step.tolist() == [0, 1, 2, 3, 4, 5]
-    assert log.series["loss"].value.tolist() == [9, 8, 70, 60, 500, 4]
-    assert log.series["lr-AdamW"].step.tolist() == [2, 3]
-    assert log.resumed == [2, 4]
-
-
-def test_parts_are_joined_in_the_order_of_their_numbers(tmp_path):
-    for number in range(1, 12):
-        (tmp_path / f"metrics-{number}.csv").write_text(f"step,loss\n{number},{number}\n")
-    assert read_log(tmp_path).series["loss"].step.tolist() == list(range(1, 12))
+    assert log["loss"].step.tolist() == [0, 1, 2, 3, 4] and log["loss"].value.tolist() == [10, 9, 8, 7, 5]
+    assert log["lr-AdamW"].step.tolist() == [4]
 
 
 def test_a_damaged_log_is_read_as_far_as_it_goes(tmp_path):
-    (tmp_path / "metrics.csv").write_bytes(b"step,loss\n1,2,3,4\nx,5\n,6\n2\n3,\xff\n4,7\n")
+    (tmp_path / "metrics.csv").write_bytes(b"step,loss\n1,2,3,4\nx,5\n,6\n2\n3,\xff\n4,7\n4,8\n5,9")
     log = read_log(tmp_path)
-    assert log.series["loss"].step.tolist() == [1, 4] and log.series["loss"].value.tolist() == [2, 7]
-    assert read_log(tmp_path / "nowhere") == Log({}, [])
+    assert log["loss"].step.tolist() == [1, 4, 5] and log["loss"].value.tolist() == [2, 8, 9]
+    assert read_log(tmp_path / "nowhere") == {}
 
 
 def test_each_quantity_has_its_panel(tmp_path):
     steps = np.arange(400)
     names = ("loss", "knn", "probe", "lr-AdamW", "lr-AdamW/pg1", "teacher_entropy", "something_new", "images/s")
-    log = Log({name: Series(steps, np.linspace(1, 2, 400)) for name in names}, [100])
+    log = {name: Series(steps, np.linspace(1, 2, 400)) for name in names}
     figure = curves_figure(log)
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
     assert titles == [
@@ -56,7 +50,7 @@ def test_each_quantity_has_its_panel(tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_counted_and_not_drawn():
-    figure = curves_figure(Log({"loss": Series(np.arange(4), np.array([1.0, np.nan, np.inf, 2.0]))}, []))
+    figure = curves_figure({"loss": Series(np.arange(4), np.array([1.0, np.nan, np.inf, 2.0]))})
     assert figure.axes[0].get_legend().get_texts()[0].get_text() == "loss, 2 not finite"
     assert np.isnan(figure.axes[0].lines[0].get_ydata()).tolist() == [False, True, True, False]
 
