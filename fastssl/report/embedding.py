@@ -39,10 +39,13 @@ def embedding_figure(points: np.ndarray, label: np.ndarray, class_names: Sequenc
     colors = _colors(len(classes))
     size = float(np.clip(8000 / len(points), 6, 40))
     if (unknown := label < 0).any():
-        axes.scatter(*points[unknown].T, s=size, c=_UNKNOWN, linewidths=0, alpha=0.7, label="no label")
+        axes.scatter(
+            points[unknown, 0], points[unknown, 1], s=size, c=_UNKNOWN, linewidths=0, alpha=0.7, label="no label"
+        )
     for number, name in enumerate(classes):
         words = plain(class_names[name]) if name < len(class_names) else str(name)
-        axes.scatter(*points[label == name].T, s=size, color=colors[number], linewidths=0, alpha=0.8, label=words[:28])
+        x, y = points[label == name].T
+        axes.scatter(x, y, s=size, color=colors[number], linewidths=0, alpha=0.8, label=words[:28])
     axes.set_title(title, size=10, loc="left")
     axes.set_xlabel("first dimension (no unit)", size=8)
     axes.set_ylabel("second dimension (no unit)", size=8)

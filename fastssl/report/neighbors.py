@@ -90,5 +90,5 @@ def thumbnail(image: Tensor) -> np.ndarray:
     if longest <= _SIDE // 2:
         zoom = _SIDE // longest
         return np.asarray(picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST))
-    size = tuple(max(1, round(side * _SIDE / longest)) for side in picture.size)
-    return np.asarray(picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
+    width, height = (max(1, round(side * _SIDE / longest)) for side in picture.size)
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,8 +67,13 @@ def fit_report(
     accuracy = results.get("accuracy") or {}
 
     def facts() -> str:
-        found = [("method", f"{method}: {type(model).__doc__.splitlines()[0]}" if type(model).__doc__ else str(method))]
-        found += [("backbone", str(backbone)), *data_facts(data), ("seed", str(results.get("seed", "unknown")))]
+        line = (type(model).__doc__ or "").partition("\n")[0]
+        found = [
+            ("method", f"{method}: {line}"),
+            ("backbone", str(backbone)),
+            *data_facts(data),
+            ("seed", str(results.get("seed", "unknown"))),
+        ]
         settings = [(name, str(value)) for name, value in sorted(model.hparams.items())]
         return facts_html([*found, *training_facts(results), *machine_facts()]) + details_html(
             "All settings of the method", facts_html(settings)
@@ -122,7 +128,7 @@ def eval_report(
     page.add("Test results", table)
     for name, points in maps.items():
         title = "Map of the test images: {} of the {}".format(*_map_words(name))
-        page.add(title, lambda name=name, points=points: _drawn_map(page, name, points, features["test"], data))
+        page.add(title, partial(_drawn_map, page, name, points, features["test"], data))
     page.add("Nearest neighbours", lambda: _gallery(page, features, data))
     _add_unreadable(page, data)
     return page.write(_EVAL_FILES)
@@ -196,7 +202,8 @@ def _views(page: Page, model: SelfSupervised, data: ImageData) -> str:
         image, label, index = images.__getitems__(spread(len(images), _SHOWN))
     names = [_name(int(known), int(place), data.class_names) for known, place in zip(label, index, strict=True)]
     seed = int(model.hparams["seed"])
-    rows = view_rows(model.transform, image, names, seed=seed, epoch=0, index=index.tolist())
+    transform: Any = model.transform
+    rows = view_rows(transform, image, names, seed=seed, epoch=0, index=index.tolist())
     title = f"Views of {type(model).__name__}, seed {seed}, epoch 0"
     words = "Training images and the random views that the method made of them in the first epoch."
     return page.picture(contact_sheet(title, rows), "views.png", words)

@@ -39,17 +39,12 @@ def check(arguments: list[str]) -> None:
 
 
 def _parser() -> ArgumentParser:
-    from fastssl.report.heat import Interpolation
-
     parser = encoder_parser("attention", "Write the attention of the last block, head by head.")
     parser.add_argument(
         "--threshold",
         type=float | None,
         default=None,
         help="a second row per image with the patches that hold this share of a map's mass; 0.6 in the paper",
-    )
-    parser.add_argument(
-        "--interpolation", type=Interpolation, default="nearest", help="how maps of patches become pixels"
     )
     return parser
 

@@ -26,6 +26,9 @@ def encoder_parser(picture: str, description: str) -> ArgumentParser:
         "--size", type=int, default=480, help="side of the images in pixels, rounded down to whole patches"
     )
     parser.add_argument(
+        "--interpolation", choices=["nearest", "bilinear"], default="nearest", help="how maps of patches become pixels"
+    )
+    parser.add_argument(
         "--pretrained", action="store_true", help="published weights of a timm model, from timm's cache or by download"
     )
     return parser
@@ -56,12 +59,15 @@ def see(options: Namespace) -> Seen:
         raise UsageError(f"--size must be at least 1, got {options.size}")
     files, _ = choose(list(options.data), options.images)
 
+    import warnings
+
     import torch
 
     from fastssl.models.encoder import load_encoder
     from fastssl.models.patches import whole_patches
     from fastssl.report.drawing import denormalize
 
+    warnings.filterwarnings("ignore", module=r"timm\.")  # of interpolating positions, its own affair
     torch.manual_seed(options.seed)
     try:
         encoder = load_encoder(options.source, pretrained=options.pretrained)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastssl.cli import UsageError
 from fastssl.configs import nearest
@@ -24,14 +23,7 @@ def make_parser(picture: str, description: str, images: int) -> ArgumentParser:
         description: for the help.
         images: rows, unless told otherwise.
     """
-    import jsonargparse
-
-    class Parser(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> Any:
-            line = " ".join(message.split())
-            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            unknown = re.search(r"nrecognized arguments?:? (--[^\s=]+)", line)
-            raise UsageError(f"no option {unknown[1]!r}; {nearest(unknown[1], known)}" if unknown else line)
+    from fastssl.cli.parsing import Parser
 
     parser = Parser(prog=f"fastssl visualize {picture}", description=description)
     parser.add_argument("--data", type=str, nargs="+", default=["photos"], help='"photos", a folder, or picture files')

@@ -38,16 +38,11 @@ def check(arguments: list[str]) -> None:
 
 
 def _parser() -> ArgumentParser:
-    from fastssl.report.heat import Interpolation
-
     parser = encoder_parser("pca", "Write principal components of the features of patches as colours.")
     parser.add_argument(
         "--foreground",
         action="store_true",
         help="leave out what the first component tells from the rest as background, and take three of what remains",
-    )
-    parser.add_argument(
-        "--interpolation", type=Interpolation, default="nearest", help="how maps of patches become pixels"
     )
     return parser
 

@@ -56,16 +56,14 @@ def _parser(name: str) -> Any:
 def draw(arguments: list[str]) -> int:
     """Draw what the arguments after the picture's name ask for."""
     name, *rest = arguments
+    from fastssl.cli.parsing import instantiate
+
     parser = _parser(name)
     options = parser.parse_args(rest)
     check_shared(options)
     if not 0 <= options.epoch < 2**32:
         raise UsageError(f"--epoch must be in [0, 2^32), got {options.epoch}")
-    try:
-        # The first name since jsonargparse 4.49, the second before.
-        transform = (getattr(parser, "instantiate", None) or parser.instantiate_classes)(options).transform
-    except (TypeError, ValueError) as error:
-        raise UsageError(" ".join(str(error).split())) from None
+    transform = instantiate(parser, options).transform
     files, index = choose(list(options.data), options.images)
 
     from fastssl.report.contact_sheet import contact_sheet
