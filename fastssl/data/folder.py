@@ -10,12 +10,11 @@ from typing import Literal, NamedTuple
 from fastssl.configs import nearest
 from fastssl.data.base import ImageData
 from fastssl.data.cache import cache_folder, cache_in_memory, cache_on_disk
-from fastssl.data.pictures import Files, OnError, Pictures, Source, check_choice, check_options, held_out
+from fastssl.data.pictures import Files, Labels, OnError, Pictures, Source, check_choice, check_options, held_out
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 Cache = Literal["none", "ram", "disk"]
-Labels = Literal["auto", "none"]
 
 
 def find_pictures(folder: str | Path) -> list[str]:

@@ -19,6 +19,7 @@ from fastssl.data.decode import UnreadableImage, decode_image, read_image
 from fastssl.data.images import Batch, ImageList
 
 OnError = Literal["raise", "skip"]
+Labels = Literal["auto", "none"]
 
 
 def check_choice(name: str, argument: str, value: Any, choices: Any) -> None:

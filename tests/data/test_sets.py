@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
+from drawn_pictures import make_folder
 from published_sets import write_cifar, write_stl10
 
 pytest.importorskip("lightning")
-from fastssl.data import CIFAR10, CIFAR100, DATA, STL10, Digits
+from fastssl.data import CIFAR10, CIFAR100, DATA, STL10, Digits, Imagenette
 from fastssl.data.download import Archive, find_or_fetch
 
 
@@ -157,6 +158,38 @@ def test_stl10_files_that_are_missing_or_cut_off_are_named(tmp_path):
         set_up(STL10(str(tmp_path), unlabeled=False))
 
 
+# Imagenette
+
+
+def make_imagenette(folder):
+    make_folder(folder)
+    (folder / "test").rename(folder / "val")
+    for half in ("train", "val"):
+        for name, wnid in (("cat", "n03394916"), ("dog", "n01440764")):
+            (folder / half / name).rename(folder / half / wnid)
+    return folder
+
+
+def test_imagenette_has_names_for_its_classes(tmp_path):
+    folder = make_imagenette(tmp_path / "imagenette2-160")
+    for root, options in ((tmp_path, {"version": "160px"}), (folder, {})):
+        data = set_up(Imagenette(str(root), batch_size=2, num_workers=0, **options))
+        assert data.class_names == ["tench", "French horn"] and (len(data.train), len(data.test)) == (10, 6)
+        assert data.train.source.path(0).parts[-3] == "n01440764" and data.train.labels[0] == 0
+    (folder / "train" / "n01440764").rename(folder / "train" / "n99999999")
+    (folder / "val" / "n01440764").rename(folder / "val" / "n99999999")
+    assert set_up(Imagenette(str(folder), num_workers=0)).class_names == ["French horn", "n99999999"]
+
+
+def test_imagenette_that_is_missing_is_named(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"Imagenette: there is no .*imagenette2-320; download=True .*-320.tgz$"
+    ):
+        set_up(Imagenette(str(tmp_path)))
+    with pytest.raises(ValueError, match='Imagenette: version must be "full" or "320px" or "160px", got \'64px\''):
+        Imagenette(str(tmp_path), version="64px")
+
+
 # Downloads, from a server in this process
 
 
@@ -218,3 +251,15 @@ def test_processes_that_start_together_download_once(tmp_path, archive):
     for process in processes:
         process.join(60)
     assert sorted(results.get(timeout=10) for _ in range(3)) == [0, 0, 1]
+
+
+def test_the_reader_that_the_documentation_shows_can_be_trained_on():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    namespace = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], namespace)
+    data = set_up(namespace["Shapes"](batch_size=10, count=40))
+    batch = next(iter(data.train_dataloader()))
+    assert batch.image.shape == (10, 3, 32, 32) and batch.image.unique().tolist() == [0, 255]
+    assert (batch.label == batch.index % 2).all()
+    discs, squares = (batch.image[batch.label == label].sum((1, 2, 3)).unique() for label in (1, 0))
+    assert len(discs) == len(squares) == 1 and discs < squares
