@@ -14,6 +14,7 @@ from fastssl._version import __version__
 COMMANDS = {
     "fit": "train a method and evaluate the result",
     "test": "evaluate a checkpoint as during training",
+    "eval": "measure any encoder: k-NN, linear, clusters, fine-tuning, few labels",
     "export": "write a trained backbone for timm, safetensors, ONNX",
     "bench": "time a kernel against reference PyTorch and other libraries",
     "visualize": "draw random views, attention, and features of patches as colours",

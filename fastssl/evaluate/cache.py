@@ -96,7 +96,7 @@ def fingerprint_encoder(encoder: Encoder) -> bytes:
 def fingerprint_images(images: Any) -> bytes | None:
     """Digest of a data set's images and labels; None for a kind that cannot tell, which is then not cached.
 
-    A data set of another kind takes part with a method ``fingerprint() -> bytes``.
+    A data set of another kind, or a source of pictures, takes part with a method ``fingerprint() -> bytes``.
     """
     if hasattr(images, "fingerprint"):
         return images.fingerprint()
@@ -104,8 +104,12 @@ def fingerprint_images(images: Any) -> bytes | None:
         return _digest([str(tuple(images.images.shape)).encode(), _bytes(images.images), _bytes(images.labels)])
     if isinstance(images, Pictures):
         source: Any = images.source
-        files = source.files if isinstance(source, CachedPictures) else source
-        return _digest([fingerprint_files(files), _bytes(images.labels)]) if isinstance(files, Files) else None
+        if isinstance(source, CachedPictures):
+            source = source.files
+        if isinstance(source, Files):
+            return _digest([fingerprint_files(source), _bytes(images.labels)])
+        if hasattr(source, "fingerprint"):
+            return _digest([source.fingerprint(), _bytes(images.labels)])
     return None
 
 
