@@ -18,7 +18,7 @@ from fastssl.report.contact_sheet import contact_sheet
 from fastssl.report.curves import curves_figure
 from fastssl.report.drawing import plain, spread
 from fastssl.report.embedding import embedding_figure
-from fastssl.report.facts import data_facts, machine_facts, training_facts
+from fastssl.report.facts import data_facts, duration, machine_facts, training_facts
 from fastssl.report.logs import read_log
 from fastssl.report.neighbors import gallery
 from fastssl.report.page import Page, details_html, facts_html
@@ -34,7 +34,7 @@ _LISTED = 20  # of the files that could not be read
 _FIT_FILES = ("results.json", "table.md", "config.yaml", "metrics.csv", "last.ckpt")
 _EVAL_FILES = ("results.json", "table.md")
 # Of the results of an evaluation: shown elsewhere on the page.
-_NO_FACTS = ("encoder", "lines", "details", "data", "unreadable", "version", "torch")
+_NO_FACTS = ("encoder", "lines", "details", "data", "unreadable", "version", "torch", "seconds")
 
 
 def fit_report(
@@ -63,7 +63,9 @@ def fit_report(
         OSError: if the folder cannot be written.
     """
     method, backbone = results.get("method", type(model).__name__), results.get("backbone", "")
-    page = Page(folder, f"{method}, {backbone}", f"Trained on {type(data).__name__} by fastssl fit {method}.")
+    page = Page(
+        folder, f"{type(model).__name__}, {backbone}", f"Trained on {type(data).__name__} by fastssl fit {method}."
+    )
     accuracy = results.get("accuracy") or {}
 
     def facts() -> str:
@@ -117,6 +119,8 @@ def eval_report(
     page = Page(folder, encoder, f"Evaluated on {type(data).__name__} by fastssl eval.")
     lines = results.get("lines") or {}
     other = [(name, _words(value)) for name, value in results.items() if name not in _NO_FACTS and value is not None]
+    if (seconds := results.get("seconds")) is not None:
+        other.append(("time", duration(seconds)))
     page.add("The evaluation", lambda: facts_html([("encoder", encoder), *data_facts(data), *other, *machine_facts()]))
 
     def table() -> str:

@@ -12,7 +12,7 @@ from fastssl.report.drawing import plain
 
 _NOTES = {
     "pixels": "the images themselves; larger ones averaged down to at most 32 x 32",
-    "untrained": "the same network before training, BatchNorm statistics still 0 and 1",
+    "untrained": "the same network before training",
     "untrained_calibrated": "the same random weights, BatchNorm statistics from the images: the fair line to beat",
     "trained": "the encoder that this report is about",
     "supervised": "the same network trained with the labels: the upper line",
@@ -101,12 +101,15 @@ def _table(lines: Mapping[tuple[str, str], Mapping[str, Any]]) -> Table:
     flat = {key: _flatten(values) for key, values in lines.items()}
     found = list(dict.fromkeys(name for values in flat.values() for name in values))
     names = [name for name in _METRICS if name in found] + [name for name in found if name not in _METRICS]
+    calibrated = any(line == "untrained_calibrated" for line, _ in flat)
     several = len({space for _, space in flat}) > 1
     rows, notes = [], {}
     for (line, space), values in flat.items():
         title = LINES.get(line, line)
         if line in _NOTES:
             notes[title] = _NOTES[line]
+            if line == "untrained" and calibrated:  # what tells it from the other one
+                notes[title] += ", BatchNorm statistics still 0 and 1"
         where = f", {space}" if several and space else ""
         rows.append([title + where, *(_text(name, values.get(name)) for name in names)])
     return Table(["representation", *(_head(name) for name in names)], rows, list(notes.items()))

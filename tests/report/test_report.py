@@ -141,7 +141,7 @@ def test_the_report_of_a_run(tmp_path, model):
     names = {path.name for path in tmp_path.iterdir()}
     assert {"curves.png", "map_tsne.png", "neighbors.png", "views.png", "table.md", "results.json"} <= names
     for words in (
-        "simclr, test_resnet", "Given", "40 training, 24 test", "1 h 02 min", "1,234 images/s", "1.50 GiB", "seed 3",
+        "SimCLR, test_resnet", "Given", "40 training, 24 test", "1 h 02 min", "1,234 images/s", "1.50 GiB", "seed 3",
         "k-NN %", "raw pixels", "75.0", "the same network before training", "torch " + torch.__version__,
     ):  # fmt: skip
         assert words in text, words
@@ -247,7 +247,7 @@ def test_the_report_of_an_evaluation(tmp_path):
         data=data, features=features, maps=maps,
     )  # fmt: skip
     text = check(page)
-    assert "Not drawn" not in text and "runs/a/1" in text and '"lr": "<0.1>"' in text
+    assert "Not drawn" not in text and "runs/a/1" in text and "time 2.5 s" in text and '"lr": "<0.1>"' in text
     assert "t-SNE of the representation h" in text and "UMAP of the projection z" in text
     assert "trained encoder, h" in text and "trained encoder, z" in text and "k-means NMI" in text
     assert {"map_tsne.png", "map_umap_z.png", "neighbors.png", "table.md"} <= {p.name for p in page.parent.iterdir()}
@@ -271,6 +271,9 @@ def test_tables_show_what_was_measured_and_leave_the_rest_empty():
         ["trained encoder, z", "", "", ""],
         ["raw pixels, h", "", "100.0", ""],
     ]
+    assert dict(accuracy_table({**_ACCURACY, "untrained_calibrated": {"knn": 0.5}}).notes)["untrained encoder"] == (
+        "the same network before training, BatchNorm statistics still 0 and 1"
+    )
     table = lines_table({"trained": {"h": {"semi_1_linear": 0.5, "semi_1": 0.25, "nmi": 0.123456, "other": 0.5}}})
     assert table.heads[1:] == ["k-means NMI", "1 % of labels, linear probe %", "1 % of labels, fine-tuned %", "other"]
     assert table.rows == [["trained encoder", "0.123", "50.0", "25.0", "0.5"]]
