@@ -182,11 +182,26 @@ def in_workers(make: Maker, layout: Callable[..., Sequence[Any]]) -> Callable[[C
 
 
 class Loader:
-    """A call makes views of a set of images that it was shown before."""
+    """A call makes views of a set of images that it was shown before.
+
+    Args:
+        make: of views.
+        layout: of images.
+        case: for the sizes.
+        wanted: the views of an image; None: the case's.
+        **options: of the ``DataLoader``.
+    """
 
     SLOTS = 8  # sets of images that can be shown
 
-    def __init__(self, make: Maker, layout: Callable[..., Sequence[Any]], case: Case) -> None:
+    def __init__(
+        self,
+        make: Maker,
+        layout: Callable[..., Sequence[Any]],
+        case: Case,
+        wanted: Sequence[Recipe] | None = None,
+        **options: Any,
+    ) -> None:
         from torch.utils.data import DataLoader
 
         sizes = [int(case.sizes[name]) for name in ("B", "height", "width")]
@@ -195,11 +210,11 @@ class Loader:
         self._slot = 0
         self._memory = torch.empty(self.SLOTS, *sizes, 3, dtype=torch.uint8).share_memory_()
         self._loader = DataLoader(
-            _Images(make, layout, recipes(case.sizes), self._memory),
+            _Images(make, layout, wanted or recipes(case.sizes), self._memory),
             batch_sampler=_Batches(self),
-            num_workers=WORKERS,
             persistent_workers=True,
             worker_init_fn=_start_worker,
+            **{"num_workers": WORKERS, **options},
         )
 
     def show(self, images: Tensor, *_: Tensor) -> tuple[int]:
@@ -212,8 +227,12 @@ class Loader:
 
     def __call__(self, slot: int) -> tuple[Tensor, ...]:
         """The views of ``BATCHES`` batches, one after the other."""
+        return tuple(view for views in self.epoch(slot) for view in views)
+
+    def epoch(self, slot: int) -> Iterator[Sequence[Tensor]]:
+        """The views of each of ``BATCHES`` batches, as soon as it is there."""
         self._slot = slot
-        return tuple(view for views in self._loader for view in views)
+        yield from self._loader
 
     def batches(self) -> Iterator[list[tuple[int, int]]]:
         """Places of images, by batch."""

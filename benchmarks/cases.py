@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # "backward" is what `loss.backward()` takes. A provider is free to compute its gradient in the forward pass already, as
 # the chunked baseline does: "both" is the pass to compare.
 PASSES = {"forward": "forward", "backward": "backward", "both": "forward + backward"}
+# A family that is no operation has another: its function does everything that is timed, gradients included.
+TITLES = {**PASSES, "step": "training step"}
 # Name -> the tensors' dtype, and what `torch.set_float32_matmul_precision` has to be. tf32 exists on CUDA only.
 DTYPES = {
     "float32": (torch.float32, "highest"),
@@ -187,8 +189,10 @@ class Family:
         work_model: how ``work`` counts, in a sentence for the report.
         providers: by name, in the order of the table.
         optional: providers that run only when they are named.
-        passes: what can be timed, names from ``PASSES``; "forward" alone where there is no gradient.
+        passes: what can be timed, names from ``TITLES``; "forward" alone where there is no gradient.
         rate: shown beside the time of each pass; None: nothing.
+        parts: a function that was called -> median seconds of the parts of its calls since this was asked for last, by
+            name; None: they have none.
     """
 
     name: str
@@ -206,6 +210,7 @@ class Family:
     optional: frozenset[str] = field(default_factory=frozenset)
     passes: tuple[str, ...] = tuple(PASSES)
     rate: Rate | None = None
+    parts: Callable[[Function], dict[str, float]] | None = None
 
 
 def load(module: str) -> Family:
@@ -242,9 +247,12 @@ def clear_gradients(inputs: Sequence[Tensor]) -> None:
 def outputs(
     function: Function, inputs: Sequence[Tensor], finish: Callable[[Any], Any] = lambda result: result
 ) -> list[Tensor | None]:
-    """What the function returns, finished, and the gradient of each input that requires one (None: none arrived)."""
+    """What the function returns, finished, and the gradient of each input that requires one (None: none arrived).
+
+    What is no tensor is there for ``finish``.
+    """
     ready(function, inputs)
-    result = [value.detach() for value in values(finish(step(function, inputs)))]
+    result = [value.detach() for value in values(finish(step(function, inputs))) if isinstance(value, Tensor)]
     gradients = [tensor.grad for tensor in inputs if tensor.requires_grad]
     if isinstance(function, Overwriting):  # they lie where the next call will write
         gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
@@ -261,7 +269,7 @@ class Formed:
     """
 
     def __init__(self, function: Function, form: Callable[..., tuple[Any, ...]]) -> None:
-        self._function = function
+        self.function = function
         self._form = form
         self._formed: dict[int, tuple[Sequence[Tensor], tuple[Any, ...]]] = {}  # by id: the inputs, which have to live
 
@@ -270,7 +278,7 @@ class Formed:
             self._formed[id(inputs[0])] = inputs, self._form(*inputs)
 
     def __call__(self, *inputs: Tensor) -> Any:
-        return self._function(*self._formed[id(inputs[0])][1])
+        return self.function(*self._formed[id(inputs[0])][1])
 
 
 class Overwriting:

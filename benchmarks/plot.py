@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import FAMILIES, report
-from .cases import PASSES
+from .cases import TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +117,7 @@ def figure(documents: Sequence[Mapping[str, Any]]) -> Figure:
         _memory_panel(lower, column)
         upper.set_title(column.title, size=9, loc="left")
         if place == 0:
-            upper.set_ylabel(f"{PASSES[column.which]}, time", size=8.5)
+            upper.set_ylabel(f"{TITLES[column.which]}, time", size=8.5)
             lower.set_ylabel("extra memory", size=8.5)
         time_panels.append(upper)
         memory_panels.append(lower)
@@ -162,7 +162,7 @@ class Column:
 def _columns(documents: Sequence[Mapping[str, Any]]) -> list[Column]:
     """One per dtype, allocator, device and sizes other than the axis, in the order of the rows."""
     rows = [(document, row) for document in documents for row in document["rows"]]
-    measured = [which for which in reversed(PASSES) if any(which in row["times"] for _, row in rows)]
+    measured = [which for which in reversed(TITLES) if any(which in row["times"] for _, row in rows)]
     if not measured:
         return []
     axis = _axis([row for _, row in rows])

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cases import PASSES, Family
+from .cases import TITLES, Family
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -230,7 +230,7 @@ def table(rows: Sequence[Row], subject: str, passes: Sequence[str], rate_unit: s
     Args:
         rows: of that case and allocator, one per provider, as ``Row.to_json`` gives them.
         subject: the provider that the others are compared with.
-        passes: names from ``cases.PASSES``, in the order of the columns.
+        passes: names from ``cases.TITLES``, in the order of the columns.
         rate_unit: of the rates that rows have beside times; None: they have none.
 
     Returns:
@@ -281,7 +281,7 @@ def _grid(rows: Sequence[Row], subject: str, passes: Sequence[str], rate_unit: s
         times, shares = _time_cells(measured, subject, which), _share_cells(measured, which)
         columns.append(times)
         unit = _unit(min(row["times"][which]["median_s"] for row in measured), TIME_UNITS)[0]
-        heading = "\n".join([*textwrap.wrap(PASSES[which], 10), unit])
+        heading = "\n".join([*textwrap.wrap(TITLES[which], 10), unit])
         grid.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
         grid.add_column("x", justify="right", vertical="bottom", no_wrap=True)
         if rate_unit is not None:
@@ -304,7 +304,7 @@ def _grid(rows: Sequence[Row], subject: str, passes: Sequence[str], rate_unit: s
 
 
 # Alone, the backward pass is another job for each provider: some have their gradient ready after the forward pass.
-_SHARED_WORK = ("forward", "both")
+_SHARED_WORK = ("forward", "both", "step")
 
 Cells = Callable[[str], list[Any]]  # a provider -> its cells in one group of columns
 
@@ -360,7 +360,14 @@ def _memory_cells(memory: Mapping[str, float]) -> Cells:
     return cells
 
 
-STYLES = {"FASTER": "bold red", "WRONG": "bold red", "FAILED": "red", "UNAVAILABLE": "yellow", "NOTE": "dim"}
+STYLES = {
+    "PARTS": "",
+    "FASTER": "bold red",
+    "WRONG": "bold red",
+    "FAILED": "red",
+    "UNAVAILABLE": "yellow",
+    "NOTE": "dim",
+}
 
 
 def _remarks(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> Table:
@@ -368,9 +375,13 @@ def _remarks(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    lines: list[tuple[str, str, str]] = []
+    lines: list[tuple[str, str, str]] = [
+        ("PARTS", row["provider"], ", ".join(f"{part} {time_text(s)}" for part, s in row["parts_s"].items()))
+        for row in rows
+        if row.get("parts_s")
+    ]
     for name, ratios in _faster(rows, subject, passes).items():
-        lines.append(("FASTER", name, ", ".join(f"{PASSES[which]} {ratio:.2f}x" for which, ratio in ratios.items())))
+        lines.append(("FASTER", name, ", ".join(f"{TITLES[which]} {ratio:.2f}x" for which, ratio in ratios.items())))
     lines += [(row["status"].upper(), row["provider"], row["reason"]) for row in rows if row["status"] != "ok"]
     lines += [("NOTE", row["provider"], row["note"]) for row in rows if row["note"]]
     remarks = Table.grid(padding=(0, 2, 0, 0))
@@ -382,7 +393,7 @@ def _remarks(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> Table:
 
 
 # A provider may have its gradient ready after the forward pass: a backward pass alone does not make it faster.
-COMPARED = ("forward", "both")
+COMPARED = ("forward", "both", "step")
 
 
 def _faster(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -413,7 +424,7 @@ def beaten(rows: Sequence[Row], subject: str, passes: Sequence[str]) -> list[str
         for which in passes:
             ratio, name = max(((ratios.get(which, 0.0), name) for name, ratios in faster), default=(0.0, ""))
             if ratio > 1:
-                sentences.append(f"{heading}, {PASSES[which]}: {name} is {ratio:.2f}x as fast as {subject}")
+                sentences.append(f"{heading}, {TITLES[which]}: {name} is {ratio:.2f}x as fast as {subject}")
     return sentences
 
 
@@ -438,7 +449,7 @@ def disturbance_text(disturbance: Mapping[str, float | None]) -> str:
 
 # --- Markdown -------------------------------------------------------------------------------------------------------
 
-SHOWN = ("source", "time", "rate", "share", "memory", "missing")
+SHOWN = ("source", "time", "rate", "parts", "share", "memory", "missing")
 PROGRAM = "python -m fastssl.benchmarks.report"
 PLACE = re.compile(rf"(<!-- {re.escape(PROGRAM)} (?P<arguments>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -456,13 +467,13 @@ def markdown(
 
     Args:
         document: of one run.
-        passes: names from ``cases.PASSES``; None for those that were measured.
+        passes: names from ``cases.TITLES``; None for those that were measured.
         dtypes: the lines; None for all.
         providers: the columns; None for all with a result.
         allocators: of the tables; None for all that were measured.
         shown: of "source" (versions, machine, command), "time" (median, and how many times the subject's), "rate"
-            (where the family counts something), "share" (of the time that the machine's limit allows), "memory" (peak,
-            beyond the inputs) and "missing" (who has no result, and why).
+            (where the family counts something), "parts" (where a pass has such), "share" (of the time that the
+            machine's limit allows), "memory" (peak, beyond the inputs) and "missing" (who has no result, and why).
 
     Raises:
         ValueError: naming what the document lacks.
@@ -471,7 +482,7 @@ def markdown(
     subject, about, rows = document["subject"], document["environment"], document["rows"]
     fullest = max(group(rows).values(), key=len, default=[])  # not every provider makes sense in every dtype
     known = list(dict.fromkeys(row["provider"] for row in (*fullest, *rows)))
-    measured = [which for which in PASSES if any(which in row["times"] for row in rows)]
+    measured = [which for which in TITLES if any(which in row["times"] for row in rows)]
     for what, wanted, have in (
         ("passes", passes, measured),
         ("dtypes", dtypes, list(dict.fromkeys(row["dtype"] for row in rows))),
@@ -497,13 +508,16 @@ def markdown(
         setting = f", {ALLOCATORS[allocator]}" if allocator else ""
         for which in passes or measured:
             if "time" in shown:
-                parts.append(_markdown_table(f"{PASSES[which]}{setting}", here, order, _times_line(subject, which)))
+                parts.append(_markdown_table(f"{TITLES[which]}{setting}", here, order, _times_line(subject, which)))
             unit = document.get("rate_unit")
             if "rate" in shown and unit:
-                parts.append(_markdown_table(f"{PASSES[which]}, {unit}{setting}", here, order, _rates_line(which)))
+                parts.append(_markdown_table(f"{TITLES[which]}, {unit}{setting}", here, order, _rates_line(which)))
             if "share" in shown:
-                heading = f"{PASSES[which]}, share of the limit{setting}"
+                heading = f"{TITLES[which]}, share of the limit{setting}"
                 parts.append(_markdown_table(heading, here, order, _shares_line(which)))
+        parts_of_one: Mapping[str, float] = next((row["parts_s"] for row in here if row.get("parts_s")), {})
+        if "parts" in shown and parts_of_one:
+            parts.append(_markdown_table(f"{' + '.join(parts_of_one)}{setting}", here, order, _parts_line))
         if "memory" in shown and any(row["peak_extra_bytes"] is not None for row in here):
             parts.append(_markdown_table(f"extra memory{setting}", here, order, _memory_line))
     if "missing" in shown:
@@ -568,6 +582,11 @@ def _shares_line(which: str) -> Line:
     return line
 
 
+def _parts_line(case: Mapping[str, Row], order: Sequence[str]) -> list[str]:
+    parts = {name: row["parts_s"].values() for name, row in case.items() if row.get("parts_s")}
+    return [" + ".join(time_text(seconds) for seconds in parts[name]) if name in parts else "-" for name in order]
+
+
 def _memory_line(case: Mapping[str, Row], order: Sequence[str]) -> list[str]:
     peaks = {name: row["peak_extra_bytes"] for name, row in case.items() if row["peak_extra_bytes"] is not None}
     return [
@@ -623,7 +642,7 @@ def _render(arguments: argparse.Namespace) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Results of `fastssl bench --json` as Markdown tables.")
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT.json")
-    parser.add_argument("--pass", dest="passes", nargs="+", choices=PASSES, help="default: all that were measured")
+    parser.add_argument("--pass", dest="passes", nargs="+", choices=TITLES, help="default: all that were measured")
     parser.add_argument("--dtype", nargs="+", metavar="DTYPE", help="lines; default: all")
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="columns; default: all with a result")
     parser.add_argument("--allocator", nargs="+", metavar="NAME", help="default: all that were measured")

@@ -57,6 +57,7 @@ class Row:
         timings: by pass; empty unless ok.
         share: of the machine's limit, by pass.
         rate: by pass, what the family counts besides time; empty where it counts nothing.
+        parts: median seconds of the parts of what was timed; empty where the family knows none.
         memory: peak extra bytes of forward + backward; None where not measured.
         bytes_needed: the estimate of its peak memory before it ran; 0 where there is none.
         allocator: of the CPU's memory: "default", "pooled", or "environment" as the user set it; empty on CUDA.
@@ -72,6 +73,7 @@ class Row:
     timings: dict[str, Timing] = field(default_factory=dict)
     share: dict[str, float] = field(default_factory=dict)
     rate: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
     memory: int | None = None
     bytes_needed: float = 0.0
     allocator: str = ""
@@ -97,6 +99,7 @@ class Row:
             "times": {name: timing.to_json() for name, timing in self.timings.items()},
             "share_of_limit": self.share,
             "rate": self.rate,
+            "parts_s": self.parts,
             "peak_extra_bytes": self.memory,
             "bytes_needed": self.bytes_needed,
             "refuses_zeros": self.refuses_zeros,
@@ -169,9 +172,14 @@ def _run_case(
                 name: task(function, sets, which, family.providers[name].batches)
                 for name, function in functions.items()
             }
+            if family.parts is not None:
+                for function in functions.values():
+                    family.parts(function)  # forgets the calls before
             timings = interleave(tasks, device=case.device, rounds=options.rounds, budget=options.budget)
             for row in right:
                 row.timings[which] = timings[row.provider]
+                if family.parts is not None:
+                    row.parts = family.parts(functions[row.provider])
                 if family.rate is not None:
                     row.rate[which] = family.rate.count(case) / timings[row.provider].median
                 row.share[which] = limits.share(
@@ -299,4 +307,5 @@ def task(function: Function, sets: Sequence[tuple[Tensor, ...]], which: str, bat
         "forward": Task(forward, before, batches),
         "backward": Task(backward, before_backward, batches),
         "both": Task(both, before, batches),
+        "step": Task(both, before, batches),
     }[which]

@@ -98,6 +98,6 @@ def test_speed(problem: Problem, provider: str, which: str, benchmark: Any) -> N
     start = time.perf_counter()
     run(call)
     rounds = int(SECONDS / (time.perf_counter() - start))
-    benchmark.group = f"{problem.family.name} {problem.case.title} {cases.PASSES[which]}"
+    benchmark.group = f"{problem.family.name} {problem.case.title} {cases.TITLES[which]}"
     benchmark.extra_info.update(problem.case.to_json(), provider=provider, which=which)
     benchmark.pedantic(run, setup=prepare, rounds=min(MOST_ROUNDS, max(LEAST_ROUNDS, rounds)))

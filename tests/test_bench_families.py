@@ -41,7 +41,17 @@ SIZES = {
         {"B": 16, "height": 40, "width": 48, "size": 24, "strength": 1, "blur": 0.5, "local": 0, "local_size": 0},
         {"B": 16, "height": 40, "width": 48, "size": 24, "strength": 0, "blur": 0, "local": 2, "local_size": 16},
     ],
-}
+    "training": [
+        {
+            "B": 3, "height": 40, "width": 40, "size": 32, "strength": 0, "blur": 0, "local": 1, "local_size": 16,
+            "K": 100, "patch": 8, "depth": 1, "dim": 192,
+        },
+        {
+            "B": 8, "height": 40, "width": 40, "size": 32, "strength": 1, "blur": 0.5, "local": 0, "local_size": 0,
+            "K": 0, "patch": 0, "depth": 10, "dim": 0,
+        },
+    ],
+}  # fmt: skip
 PROBLEMS = [
     pytest.param(name, sizes, dtype, id=f"{name}-{'-'.join(f'{size:g}' for size in sizes.values())}-{dtype}")
     for name, all_sizes in SIZES.items()

@@ -79,7 +79,7 @@ def run(family: Family, arguments: argparse.Namespace, *, command: str) -> int:
 
     from .. import environment
     from ..benchmarks import report
-    from ..benchmarks.cases import PASSES
+    from ..benchmarks.cases import TITLES
     from ..benchmarks.limits import Limits
     from ..benchmarks.runner import Options
     from ..benchmarks.worker import WorkerDied, WorkerError
@@ -95,7 +95,7 @@ def run(family: Family, arguments: argparse.Namespace, *, command: str) -> int:
     allocators = allocator_choices(arguments.allocator, device)
     problems = family.cases(arguments, device)
     options = Options(
-        passes=[which for which in PASSES if which in arguments.passes],
+        passes=[which for which in TITLES if which in arguments.passes],
         rounds=arguments.rounds,
         budget=arguments.budget,
         memory=arguments.memory,
@@ -296,7 +296,8 @@ def _parser(family: Family) -> argparse.ArgumentParser:
     parser.add_argument(
         "--pass", dest="passes", nargs="+", choices=list(family.passes), default=list(family.passes),
         help="forward: no gradient wanted; backward: loss.backward() alone; both: forward + backward, the one to "
-        "compare, since a provider may compute its gradient in the forward pass already. Default: all",
+        "compare, since a provider may compute its gradient in the forward pass already; step: a training step. "
+        "Default: all",
     )  # fmt: skip
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="default: all that are not optional")
     parser.add_argument("--threads", type=_positive(int), help="CPU threads; default: PyTorch's")
