@@ -192,6 +192,7 @@ class SelfSupervised(L.LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         if self.trainer.global_step % every == 0:
             self._log_collapse(result)
+            self._log_schedules()
         return result.loss + self.probe_loss(result.h, batch.label.repeat(len(result.h) // len(batch.label)))
 
     @torch.no_grad()
@@ -204,6 +205,12 @@ class SelfSupervised(L.LightningModule):
         z = F.normalize(result.z.detach().float(), dim=1)
         if len(z) > 1:
             self.log("z_std", z.std(0).mean() * z.shape[1] ** 0.5)
+
+    def _log_schedules(self) -> None:
+        """Log what changes along a schedule: the learning rate, and the weight decay where it does."""
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        if self.hparams["final_weight_decay"] is not None:
+            self.log("weight_decay", self._weight_decay())
 
     def probe_loss(self, h: Tensor, label: Tensor) -> Tensor:
         """Loss of the online probe, which does not reach the encoder.
@@ -261,13 +268,15 @@ class SelfSupervised(L.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """A step of the optimizer with the weight decay of the moment, then what follows it in a method."""
-        h: Any = self.hparams
-        if h.final_weight_decay is not None:
-            decay = cosine(h.weight_decay, h.final_weight_decay, self.progress)
-            optimizer.param_groups[0]["weight_decay"] = decay  # the group that decays, see configure_optimizers
+        if self.hparams["final_weight_decay"] is not None:  # of the group that decays, see configure_optimizers
+            optimizer.param_groups[0]["weight_decay"] = self._weight_decay()
         progress = self.progress
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.after_optimizer_step(progress)
+
+    def _weight_decay(self) -> float:
+        h: Any = self.hparams
+        return cosine(h.weight_decay, h.final_weight_decay, self.progress)
 
     def after_optimizer_step(self, progress: float) -> None:
         """Where a method moves its momentum encoder; `progress` in [0, 1] is that of the step just made."""

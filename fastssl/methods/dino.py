@@ -158,9 +158,16 @@ class DINO(SelfSupervised):
 
     def after_optimizer_step(self, progress: float) -> None:
         """gt.params = l * gt.params + (1 - l) * gs.params"""
-        momentum = cosine(self.hparams["teacher_momentum"], 1.0, progress)
+        momentum = self._momentum(progress)
         update_momentum(self.teacher["backbone"], self.backbone, momentum)
         update_momentum(self.teacher["head"], self.head, momentum)
+
+    def _momentum(self, progress: float) -> float:
+        return cosine(self.hparams["teacher_momentum"], 1.0, progress)
+
+    def _log_schedules(self) -> None:
+        super()._log_schedules()
+        self.log("momentum", self._momentum(self.progress))
 
     @torch.no_grad()
     def _log_collapse(self, result: Step) -> None:
