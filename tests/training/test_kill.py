@@ -1,0 +1,130 @@
+"""kill -9 in the middle of a step and of a checkpoint: the continued run ends with the bits of one without a stop."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+pytest.importorskip("jsonargparse")
+pytest.importorskip("tensorboard")
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
+
+_RUN = [sys.executable, "-c", "from fastssl.cli import main; exit(main())", "fit"]
+# 14 batches an epoch, a few milliseconds each; dropout and DropPath draw random numbers in each.
+_OPTIONS = [
+    "--model.backbone=test_vit",
+    '--model.backbone_args={"embed_dim": 32, "depth": 2, "num_heads": 2, "drop_path_rate": 0.3, "proj_drop_rate": 0.2}',
+    *("--model.size=32", "--data.size=32", "--data.per_picture=6", "--data.batch_size=8", "--trainer.max_epochs=3"),
+    *("--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"),
+    "--checkpoint_every=3",
+]
+_DINO = ["--model.out_dim=64", "--model.local_size=16", "--model.local_crops=2", "--model.freeze_last_layer=1"]
+
+
+def start(method, *options, cwd):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the same bits at the same count
+    command = [*_RUN, method, *_OPTIONS, *(_DINO if method == "dino" else []), *options]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def wait_for(process, condition):
+    end = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, "it never came so far"
+        time.sleep(0.001)
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    process.stdout.close()
+
+
+def steps(path):
+    """Steps in the rows with a loss."""
+    with open(path, newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row["loss"]]
+
+
+def contents(path):
+    checkpoint = torch.load(path, weights_only=True)
+    optimizer = checkpoint["optimizer_states"][0]["state"]
+    moments = {f"{p}.{name}": value for p, state in optimizer.items() for name, value in state.items()}
+    return checkpoint["state_dict"] | moments
+
+
+@pytest.mark.parametrize("method", ["simclr", "dino"])
+def test_killed_runs_end_with_the_bits_of_one_that_was_not(method, tmp_path):
+    finish(start(method, "--out=whole", cwd=tmp_path))
+    expected = contents(tmp_path / "whole" / "last.ckpt")
+    out = tmp_path / "run"
+    rows, last, chance = out / "metrics.csv", out / "last.ckpt", random.Random(time.time_ns())
+
+    # In the first epoch, wherever the process happens to be some steps after a checkpoint.
+    process = start(method, "--out=run", cwd=tmp_path)
+    wait_for(process, lambda: last.exists() and len(steps(rows)) >= 7)
+    time.sleep(chance.uniform(0, 0.05))
+    kill(process)
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert step % 3 == 0 and step >= 3
+    before = steps(rows)
+
+    # Continued, and killed while a checkpoint is written.
+    process = start(method, "--resume=run/last.ckpt", cwd=tmp_path)
+    wait_for(process, lambda: list(out.glob(".last.ckpt.*.part")))
+    kill(process)
+    torch.load(last, weights_only=True)
+    assert steps(rows)[:step] == list(range(step)) and sorted({*before, *steps(rows)})[: len(before)] == before
+
+    printed = finish(start(method, "--resume=run/last.ckpt", cwd=tmp_path))
+    assert not list(out.glob(".last.ckpt.*"))
+    assert steps(rows) == steps(tmp_path / "whole" / "metrics.csv")  # each once
+    assert "epoch 3/3" in printed
+    found = contents(last)
+    assert found.keys() == expected.keys()
+    different = [name for name, value in expected.items() if not torch.equal(found[name], value)]
+    assert not different
+
+
+def test_sigterm_ends_the_step_and_tells_how_to_continue(tmp_path):
+    process = start("simclr", "--out=run", "--trainer.max_epochs=500", cwd=tmp_path)
+    wait_for(process, lambda: (tmp_path / "run" / "last.ckpt").exists())
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "continue with: fastssl fit simclr --resume run/last.ckpt" in printed and "Traceback" not in printed
+    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == len(steps(tmp_path / "run" / "metrics.csv"))  # the step under way was not lost
+
+
+def test_a_full_disk_is_one_line_and_a_nonzero_status(tmp_path):
+    """A limit on the size of files stands for it; a real one is in test_files.py."""
+    command = [*_RUN, "simclr", *_OPTIONS, "--out=run"]
+    limited = "import resource, signal, os, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); os.execv(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+    path = Path("run").absolute().name + "/last.ckpt"
+    assert f"fastssl fit simclr: cannot write the checkpoint {tmp_path / path}: File too large" in done.stderr
+    assert not list((tmp_path / "run").glob("*.ckpt")) and not list((tmp_path / "run").glob(".last*"))
