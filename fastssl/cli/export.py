@@ -28,8 +28,9 @@ class Target(NamedTuple):
     path: Path
 
     def files(self) -> list[Path]:
-        """All that is written: the file, and what lies beside it."""
-        return [self.path, self.path.with_suffix(".json")] if self.format == "pytorch" else [self.path]
+        """All that may be written: the file, and what lies beside it."""
+        beside = {"pytorch": [self.path.with_suffix(".json")], "onnx": [Path(f"{self.path}.data")]}
+        return [self.path, *beside.get(self.format, [])]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -162,6 +163,9 @@ def _targets(options: Namespace) -> list[Target]:
     source = Path(options.source).expanduser()
     if options.out is not None:
         out = Path(options.out).expanduser()
+        file = next((folder for folder in out.parents if folder.is_file()), None)
+        if file is not None:
+            raise UsageError(f"--out: {str(file)!r} is a file and no folder, got {options.out!r}")
         of_suffix = next((word for word, suffix in SUFFIXES.items() if out.suffix.lower() == suffix), None)
         if of_suffix is not None and not out.is_dir():
             if formats not in ([], [of_suffix]):
