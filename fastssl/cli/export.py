@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastssl.cli import UsageError
 from fastssl.configs import nearest
@@ -75,14 +74,7 @@ def _usage() -> str:
 
 
 def _parser() -> ArgumentParser:
-    import jsonargparse
-
-    class Parser(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> Any:
-            line = " ".join(message.split())
-            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            unknown = re.search(r"nrecognized arguments?:? (--[^\s=]+)", line)
-            raise UsageError(f"no option {unknown[1]!r}; {nearest(unknown[1], known)}" if unknown else line)
+    from fastssl.cli.parsing import Parser
 
     parser = Parser(prog="fastssl export", description="Write a backbone to files that other tools load.")
     parser.add_argument(
