@@ -53,10 +53,10 @@ class Report:
     name: str
     capability: int
     registers: int
-    stack: int  # bytes per thread: above 0 means spills
+    stack: int  # bytes per thread: above 0 means spills, for which all local memory is
     shared: int  # bytes per program
     warps: int
-    counts: Mapping[str, int] = field(default_factory=dict)  # instructions in SASS by kind
+    counts: Mapping[str, int] = field(default_factory=dict)  # instructions in SASS by kind; empty if not disassembled
 
     @property
     def tensor_core_instructions(self) -> int:
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def spills(self) -> bool:
-        return self.stack > 0 or self.counts["local"] > 0
+        return self.stack > 0 or self.counts.get("local", 0) > 0
 
     def __str__(self) -> str:
         counts = " ".join(f"{kind} {n}" for kind, n in self.counts.items() if n)
@@ -127,8 +127,11 @@ def disassembler() -> Path:
     return path
 
 
-def report(variant: Variant, capability: int) -> Report:
-    """Compiles a variant and reads registers, stack, shared memory and instruction counts off the machine code."""
+def report(variant: Variant, capability: int, disassembled: bool = True) -> Report:
+    """Compiles a variant and reads registers, stack, shared memory and instruction counts off the machine code.
+
+    Disassembling takes as long as compiling a small kernel; without it instructions are not counted.
+    """
     compiled = compile_variant(variant, capability)
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder, "kernel.cubin")
@@ -138,24 +141,27 @@ def report(variant: Variant, capability: int) -> Report:
             command = [str(disassembler()), option, str(binary)]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-        usage = re.search(r"REG:(\d+) STACK:(\d+)", dump("-res-usage"))
-        assert usage is not None, "cuobjdump -res-usage prints REG and STACK"
-        sass = dump("-sass")
+        usage = re.search(r"REG:(\d+) STACK:(\d+) \S+ LOCAL:(\d+)", dump("-res-usage"))
+        assert usage is not None, "cuobjdump -res-usage prints REG, STACK, SHARED and LOCAL"
+        sass = dump("-sass") if disassembled else None
     return Report(
         name=variant.name,
         capability=capability,
         registers=int(usage[1]),
-        stack=int(usage[2]),
+        stack=int(usage[2]) + int(usage[3]),
         shared=compiled.metadata.shared,
         warps=compiled.metadata.num_warps,
-        counts={kind: len(re.findall(pattern, sass)) for kind, pattern in _SASS_PATTERNS.items()},
+        counts={} if sass is None else {kind: len(re.findall(rule, sass)) for kind, rule in _SASS_PATTERNS.items()},
     )
 
 
 def reports(jobs: list[tuple[Variant, int]], workers: int | None = None) -> list[Report]:
-    """Reports of (variant, capability) pairs, compiled in parallel processes."""
+    """Reports of (variant, capability) pairs, compiled in parallel processes.
+
+    Disassembled is only what must contain tensor-core instructions.
+    """
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        return list(pool.map(report, *zip(*jobs, strict=True)))
+        return list(pool.map(report, *zip(*jobs, strict=True), [variant.tensor_cores for variant, _ in jobs]))
 
 
 def shipped_variants(major: int) -> list[Variant]:

@@ -13,8 +13,9 @@ import sys
 from fastssl.kernels import aot
 
 def main():
-    capability = int(sys.argv[1])
-    jobs = [(variant, capability) for variant in aot.shipped_variants(capability // 10)]
+    capability, kinds = int(sys.argv[1]), sys.argv[2]
+    variants = [variant for variant in aot.shipped_variants(capability // 10) if str(variant.tensor_cores) in kinds]
+    jobs = [(variant, capability) for variant in variants]
     for (variant, _), line in zip(jobs, aot.reports(jobs, workers=2)):
         print(line)
         if line.spills:
@@ -27,12 +28,12 @@ if __name__ == "__main__":
 """
 
 
-def reported(capability, folder):
-    """The lines about every variant that is compiled for an architecture."""
+def reported(capability, folder, kinds="True False"):
+    """The lines about every variant that is compiled for an architecture, with and without tensor cores."""
     program = folder / "report.py"
     program.write_text(PROGRAM)
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder / "cache")}
-    command = [sys.executable, str(program), str(capability)]
+    command = [sys.executable, str(program), str(capability), kinds]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
     assert f"sm_{capability}" in result.stdout
@@ -40,8 +41,9 @@ def reported(capability, folder):
 
 
 @pytest.mark.parametrize("capability", [80, 100])
-def test_shipped_tiles_use_tensor_cores_and_do_not_spill(capability, tmp_path):
-    lines = reported(capability, tmp_path)
+@pytest.mark.parametrize("tensor_cores", [True, False], ids=["tensor cores", "others"])
+def test_shipped_tiles_use_tensor_cores_and_do_not_spill(capability, tensor_cores, tmp_path):
+    lines = reported(capability, tmp_path, str(tensor_cores))
     assert "FAILED" not in lines, lines
 
 
