@@ -106,17 +106,24 @@ def next_numbered(folder: Path) -> Path:
 
 
 def _fit(name: str, arguments: list[str]) -> int:
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
     from fastssl.data import UnreadableImage
     from fastssl.methods.checkpoint import OutputError, Stopped
 
     try:
         return _train(name, arguments)
     except Stopped as stop:
+        if getattr(
+            rank_zero_only, "rank", 0
+        ):  # a status of 0, since Lightning kills the others where one of its processes fails
+            return 0
         kept = "" if stop.checkpoint is None else f"; continue with: fastssl fit {name} --resume {stop.checkpoint}"
         print(f"\nstopped after {stop.step} steps{kept}", file=sys.stderr)
         return 128 + stop.signal
     except OutputError as error:
-        print(f"fastssl fit {name}: {error}", file=sys.stderr)
+        if not getattr(rank_zero_only, "rank", 0):  # what one process cannot write, all of them raise
+            print(f"fastssl fit {name}: {error}", file=sys.stderr)
         return 1
     except UnreadableImage as error:
         reason = str(error).strip().rpartition("UnreadableImage: ")[2]  # a loader process puts its traceback before it
@@ -164,7 +171,7 @@ def _train(name: str, arguments: list[str]) -> int:
     out = Path("runs")
     if trainer.is_global_zero:
         out = make_output_folder(config, label)
-        checkpoint.folder = out.absolute()
+        checkpoint.folder = out
         cli.parser.save(method.recipe(config), str(out / "config.yaml"), overwrite=True)
         classes = f" of {data.num_classes} classes" if data.num_classes else " without labels"
         images = f"{len(data.train):,} training images, {len(data.test):,} test images{classes}"
