@@ -112,3 +112,8 @@ def test_without_the_files_one_line_says_where_they_would_come_from(tmp_path, ca
         f"fastssl fit simclr: CIFAR10: there is no {tmp_path}/cifar-10-batches-py; "
         "download=True (--data.download=true) fetches it from https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz\n"
     )
+
+
+def test_a_data_set_without_its_folder_says_which_option_it_needs(capsys):
+    assert main(["fit", "simclr", "--data", "cifar100"]) == 2
+    assert capsys.readouterr().err == "fastssl fit simclr: this data set needs --data.root\n"

@@ -39,6 +39,8 @@ def one_line(message: str, parser: jsonargparse.ArgumentParser) -> str:
         return f"no option {unknown[1]!r}; {nearest(unknown[1], known)}"
     if (unknown := re.search(r"Option '([^']+)' is not accepted", line)) and 'key "data"' in line:
         return f"no option '--data.{unknown[1]}'; {nearest(f'--data.{unknown[1]}', _data_options(line))}"
+    if (missing := re.search(r"the following arguments are required: (\w+(?:, \w+)*)", line)) and 'key "data"' in line:
+        return f"this data set needs {' and '.join(f'--data.{name}' for name in missing[1].split(', '))}"
     if unknown := re.search(r"Key '([^']+)' is not expected|No action for key \"([^\"]+)\"", line):
         key = unknown[1] or unknown[2]
         return f"no option {key!r} in the configuration; {nearest(f'--{key}', known)}"

@@ -143,7 +143,7 @@ class Pictures(Dataset[Batch]):
     """
 
     def __init__(
-        self, source: Source, labels: Sequence[int], on_error: OnError = "raise", name: str = "Pictures"
+        self, source: Source, labels: Sequence[int] | np.ndarray, on_error: OnError = "raise", name: str = "Pictures"
     ) -> None:
         check_choice(name, "on_error", on_error, OnError)
         if len(labels) != len(source):

@@ -238,14 +238,14 @@ def test_a_process_waits_for_the_one_that_writes_and_takes_over_when_it_dies(roo
 def test_a_picture_that_cannot_be_read_is_noted_or_raised(root, tmp_path, kind):
     (root / "train" / "cat" / "deeper" / "1.jpg").write_text("no picture")
     with pytest.raises(UnreadableImage, match=r"Folder: cannot read .*cat/deeper/1.jpg: it is no picture"):
-        set_up(root, tmp_path / "cache", cache=kind)
-    data = set_up(root, tmp_path / "cache", cache=kind, on_error="skip")
+        set_up(root, tmp_path / "cache", cache=kind, on_error="raise")
+    data = set_up(root, tmp_path / "cache", cache=kind)
     with pytest.warns(UserWarning, match=r"cannot read .*cat/deeper/1.jpg: it could not be when the cache was made"):
         assert data.train[1].index.tolist() == [2]
     assert [path.name for path in data.train.unreadable] == ["1.jpg"]
     if kind == "disk":  # the cache is there, and still says so
         with pytest.raises(UnreadableImage, match=r"1.jpg: it could not be"):
-            images_of(set_up(root, tmp_path / "cache"))
+            images_of(set_up(root, tmp_path / "cache", on_error="raise"))
 
 
 def test_another_process_maps_the_file_and_is_not_sent_the_pixels(root, tmp_path):
