@@ -35,19 +35,24 @@ if TYPE_CHECKING:
     from fastssl.methods.base import SelfSupervised
 
 TEMPERATURE = 0.2  # of SimCLR
-VITS = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}  # by their width
+# By their width: timm's name, and what differs from it.
+VITS: dict[int, tuple[str, dict[str, int]]] = {
+    128: ("vit_tiny_patch16_224", {"embed_dim": 128, "num_heads": 4}),
+    192: ("vit_tiny_patch16_224", {}),
+    384: ("vit_small_patch16_224", {}),
+}
 RESNETS = {10: "resnet10t", 18: "resnet18", 50: "resnet50"}  # by their depth
-LARGE_HEAD = 8192  # from so many prototypes on, DINO's head is as wide as the paper's
+LARGE_HEAD = 8192  # from so many prototypes on, DINO's head is the paper's, below that of `fastssl fit dino`
 SIMCLR: dict[str, float] = {"blur": 0, "local": 0, "local_size": 0, "K": 0, "patch": 0, "dim": 0}
 DINO: dict[str, float] = {"strength": 0, "blur": 0}
 SMALL_IMAGES: dict[str, float] = {"height": 64, "width": 64, "size": 64}
 LARGE_IMAGES: dict[str, float] = {"height": 256, "width": 256, "size": 224}
-SMALL_VIT: dict[str, float] = {**DINO, **SMALL_IMAGES, "local": 4, "local_size": 32, "patch": 8, "depth": 4, "dim": 192}
-# The first two are what `fastssl fit simclr` and `fastssl fit dino` train.
+SMALL_CROPS: dict[str, float] = {**DINO, **SMALL_IMAGES, "local": 4, "local_size": 32, "patch": 8, "B": 32}
+# The first two are what `fastssl fit simclr` and `fastssl fit dino` train, DINO's with the paper's strength of views.
 CASES: dict[str, dict[str, float]] = {
     "simclr": {**SIMCLR, **SMALL_IMAGES, "B": 64, "strength": 0.5, "depth": 10},
-    "dino": {**SMALL_VIT, "B": 64, "K": 1024},
-    "dino-65536": {**SMALL_VIT, "B": 32, "K": 65536},
+    "dino": {**SMALL_CROPS, "K": 256, "depth": 3, "dim": 128},
+    "dino-65536": {**SMALL_CROPS, "K": 65536, "depth": 4, "dim": 192},
     "simclr-224": {**SIMCLR, **LARGE_IMAGES, "B": 32, "strength": 1, "blur": 0.5, "depth": 18},
     "simclr-resnet50": {**SIMCLR, **LARGE_IMAGES, "B": 256, "strength": 1, "blur": 0.5, "depth": 50},
     "dino-vit-small": {
@@ -142,9 +147,10 @@ def create(sizes: Mapping[str, float], criterion: nn.Module | None = None) -> Se
 def _backbone(sizes: Mapping[str, float]) -> dict[str, Any]:
     if not sizes["patch"]:
         return {"backbone": RESNETS[int(sizes["depth"])]}
+    name, others = VITS[int(sizes["dim"])]
     return {
-        "backbone": VITS[int(sizes["dim"])],
-        "backbone_args": {"patch_size": int(sizes["patch"]), "depth": int(sizes["depth"])},
+        "backbone": name,
+        "backbone_args": {"patch_size": int(sizes["patch"]), "depth": int(sizes["depth"]), **others},
     }
 
 
@@ -159,10 +165,12 @@ def _simclr(sizes: Mapping[str, float], common: Mapping[str, Any]) -> SelfSuperv
 def _dino(sizes: Mapping[str, float], common: Mapping[str, Any]) -> SelfSupervised:
     from fastssl.methods.dino import DINO
 
-    hidden, bottleneck = (512, 128) if sizes["K"] < LARGE_HEAD else (2048, 256)
+    small = sizes["K"] < LARGE_HEAD
+    hidden, bottleneck = (512, 128) if small else (2048, 256)
     return DINO(
         int(sizes["K"]), hidden, bottleneck, local_crops=int(sizes["local"]), local_size=int(sizes["local_size"]),
-        teacher_momentum=0.98, freeze_last_layer=0, weight_decay=0.04, **_backbone(sizes), **common,
+        head_batch_norm=small, teacher_momentum=0.99, freeze_last_layer=0, weight_decay=0.04,
+        **_backbone(sizes), **common,
     )  # fmt: skip
 
 

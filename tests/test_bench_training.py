@@ -18,8 +18,7 @@ from fastssl import configs
 from fastssl.benchmarks import cases, gpu, gpu_training, limits, report, runner, timing, training
 from fastssl.benchmarks.gpu_family import Target
 
-DINO = training.tiny_sizes(training.sizes("dino", 4))
-SIMCLR = training.tiny_sizes(training.sizes("simclr", 4))
+DINO, SIMCLR = ({**training.tiny_sizes(training.sizes(name)), "B": 4} for name in ("dino", "simclr"))
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +49,8 @@ def test_the_first_cases_train_what_fit_trains(name):
     model = training.create(training.sizes(name))
     ours = dict(model.hparams)
     for argument, value in written["model"].items():
-        if argument not in ("final_weight_decay", "final_lr"):  # they change no time
+        # What changes no time: schedules, and how strong DINO's views are.
+        if argument not in ("final_weight_decay", "final_lr", *(("strength", "local_scale") if name == "dino" else ())):
             assert ours[argument] == value, argument
     data = written["data"]["init_args"]
     assert (training.CASES[name]["B"], training.CASES[name]["height"]) == (data["batch_size"], data["size"])
@@ -74,7 +74,7 @@ def test_products_are_counted_for_three_passes_and_the_teacher():
     assert training.work(cases.Case.named({**sizes, "B": 8}, "float32", "cpu"), "step").flops == 2 * once
     # 2 x 16 patches of the views that both see (4 passes), 4 of the small one (3): most products are the blocks'.
     tokens = 2 * 17 * 4 + 5 * 3
-    assert once / 4 == pytest.approx(2 * 12 * 192**2 * tokens, rel=0.25)
+    assert once / 4 == pytest.approx(2 * 12 * 128**2 * tokens, rel=0.35)
 
 
 # --- The gate -------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_a_call_trains_student_and_teacher_with_fresh_views_and_leaves_no_gradie
 
 
 def test_parts_add_up_to_the_step_and_every_provider_is_timed():
-    rows = rows_of(SIMCLR, ["fastssl", "eager", "torchvision-pil", "torchvision-pil-workers"])
+    rows = rows_of(DINO, ["fastssl", "torchvision-pil", "torchvision-pil-workers"])
     for name, row in rows.items():
         assert row.status == "ok", row.reason
         assert list(row.parts) == ["views", "forward and backward", "update"]
@@ -167,18 +167,14 @@ def test_parts_add_up_to_the_step_and_every_provider_is_timed():
     assert "| views + forward and backward + update | fastssl |" in text and "| training step | fastssl |" in text
     words = report.time_text(shown["parts_s"]["views"])
     assert f"| {words} + " in text
+    shown.pop("parts_s")  # as in results of before
+    assert "views" not in report.markdown(document(shown), shown=["parts", "time"])
 
 
 def document(row):
     about = {"versions": {}, "commit": None, "machine": {}}
     fields = {"family": "training", "subject": "fastssl", "command": "", "environment": about, "limits": {}}
     return {**fields, "schema": report.SCHEMA, "work_model": "", "rate_unit": "images/s", "rows": [row]}
-
-
-def test_documents_without_parts_have_no_table_of_them():
-    row = {**rows_of(SIMCLR, ["fastssl"])["fastssl"].to_json()}
-    row.pop("parts_s")
-    assert "views" not in report.markdown(document(row), shown=["parts", "time"])
 
 
 # --- On a GPU -------------------------------------------------------------------------------------------------------
