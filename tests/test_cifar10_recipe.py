@@ -27,6 +27,7 @@ def test_the_configuration_has_the_numbers_of_the_benchmark(capsys):
             **{"hidden_dim": 512, "out_dim": 128, "head_layers": 2, "temperature": 0.5},
             **{"min_scale": 0.08, "strength": 0.5, "blur": 0.0},
             **{"optimizer": "sgd", "lr": 0.06, "lr_batch_size": 128, "momentum": 0.9, "weight_decay": 5e-4},
+            **{"nesterov": False, "head_final_norm": True},
             **{"warmup_epochs": 0, "final_lr": 0.0, "knn_k": 200, "knn_temperature": 0.1},
         },
         "trainer": {"max_epochs": 200, "check_val_every_n_epoch": 1},
@@ -60,7 +61,7 @@ def test_network_and_views_are_those_of_the_benchmark():
     assert all((module.weight == 1).all() for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
     head = heads.SimCLRProjectionHead(512, 512, 128)
     assert [layer.out_features for layer in head.modules() if isinstance(layer, torch.nn.Linear)] == [512, 128]
-    assert [layer.out_features for layer in model.projection if isinstance(layer, torch.nn.Linear)] == [512, 128]
+    assert [tuple(p.shape) for p in model.projection.parameters()] == [tuple(p.shape) for p in head.parameters()]
     their_view = TheirTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0).transforms[0].transform.transforms
     theirs, ours = (
         {type(step).__name__: step for step in steps}

@@ -53,7 +53,7 @@ class SelfSupervised(L.LightningModule):
         backbone_args: passed to timm.create_model, for instance {"drop_path_rate": 0.1}.
         stem: "timm" as it is, "small" for a ResNet on images of about 32 pixels.
         size: side in pixels of the images that the encoder sees.
-        optimizer: "adamw", "sgd" (with momentum and Nesterov's step) or "lars".
+        optimizer: "adamw", "sgd" or "lars".
         lr: highest learning rate, reached after the warm-up.
         lr_batch_size: images per step that `lr` is meant for: with more or fewer it grows and shrinks in proportion,
             as papers do it with 256. 0: `lr` as it is.
@@ -61,6 +61,7 @@ class SelfSupervised(L.LightningModule):
         weight_decay: of all parameters but norms and biases.
         final_weight_decay: at the end, reached along a cosine; None: the same all the time.
         momentum: of SGD and LARS.
+        nesterov: whether SGD makes Nesterov's step.
         warmup_epochs: of linear warm-up; a cosine follows.
         num_classes: for the online probe; 0 where there are no labels.
         probe_lr: learning rate of the online linear probe, trained on detached representations.
@@ -88,6 +89,7 @@ class SelfSupervised(L.LightningModule):
         weight_decay: float = 0.05,
         final_weight_decay: float | None = None,
         momentum: float = 0.9,
+        nesterov: bool = True,
         warmup_epochs: float = 1.0,
         num_classes: int = 0,
         probe_lr: float = 1e-2,
@@ -241,7 +243,7 @@ class SelfSupervised(L.LightningModule):
         groups = [group for group in parameter_groups(method, h.weight_decay) if group["params"]]
         if self.probe is not None:
             groups.append({"params": list(self.probe.parameters()), "weight_decay": 0.0, "lr": h.probe_lr})
-        optimizer = create_optimizer(h.optimizer, groups, lr, h.momentum)
+        optimizer = create_optimizer(h.optimizer, groups, lr, h.momentum, h.nesterov)
         total = self._total_steps()
         epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 0
         warmup = min(total, round(h.warmup_epochs * total / epochs)) if epochs else 0

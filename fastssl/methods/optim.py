@@ -23,16 +23,17 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def create_optimizer(
-    name: OptimizerName, groups: list[dict[str, Any]], lr: float, momentum: float
+    name: OptimizerName, groups: list[dict[str, Any]], lr: float, momentum: float, nesterov: bool = True
 ) -> torch.optim.Optimizer:
     """The optimizer of a method.
 
     Args:
-        name: "adamw"; "sgd" with momentum and Nesterov's step; or "lars", timm's: You et al. 2017 (arXiv 1708.03888),
-            as SimCLR, BYOL and Barlow Twins use it: the layer-wise rate for parameters that decay only.
+        name: "adamw"; "sgd" with momentum; or "lars", timm's: You et al. 2017 (arXiv 1708.03888), as SimCLR, BYOL and
+            Barlow Twins use it: the layer-wise rate for parameters that decay only.
         groups: of parameters.
         lr: learning rate.
         momentum: of SGD and LARS.
+        nesterov: whether SGD makes Nesterov's step.
 
     Raises:
         ValueError: for another name.
@@ -40,7 +41,7 @@ def create_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
     if name == "lars":
         return Lars(groups, lr=lr, momentum=momentum)
     raise ValueError(f"optimizer must be {' or '.join(map(repr, get_args(OptimizerName)))}, got {name!r}")

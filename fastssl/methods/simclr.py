@@ -23,6 +23,7 @@ class SimCLR(SelfSupervised):
         hidden_dim: width of the projection head; 0 takes that of the representation, as the paper does.
         out_dim: width of the projection z.
         head_layers: linear layers of the projection head.
+        head_final_norm: whether a BatchNorm follows the last of them.
         min_scale: smallest area of a crop as a share of the image.
         strength: of the colour distortion, 1 in the paper, 0.5 on small images.
         blur: probability of a Gaussian blur, 0.5 in the paper, 0 on small images.
@@ -38,6 +39,7 @@ class SimCLR(SelfSupervised):
         hidden_dim: int = 0,
         out_dim: int = 128,
         head_layers: int = 2,
+        head_final_norm: bool = False,
         min_scale: float = 0.08,
         strength: float = 1.0,
         blur: float = 0.5,
@@ -45,7 +47,9 @@ class SimCLR(SelfSupervised):
     ) -> None:
         super().__init__(**kwargs)
         self.save_hyperparameters()
-        self.projection = ProjectionHead(self.num_features, hidden_dim or self.num_features, out_dim, head_layers)
+        self.projection = ProjectionHead(
+            self.num_features, hidden_dim or self.num_features, out_dim, head_layers, head_final_norm
+        )
         # for all k in {1, ..., N}: draw two augmentation functions, x~_{2k-1} = t(x_k), x~_{2k} = t'(x_k)
         self.transform = SimCLRTransform(
             self.eval_transform.size, cj_strength=strength, min_scale=min_scale, gaussian_blur=blur

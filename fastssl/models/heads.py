@@ -17,12 +17,15 @@ class ProjectionHead(nn.Sequential):
         hidden_dim: width of the hidden layers.
         out_dim: width of the projection z.
         layers: number of linear layers.
+        final_norm: whether a BatchNorm follows the last one, as in lightly's SimCLR.
 
     Raises:
         ValueError: if a number is below 1.
     """
 
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int = 128, layers: int = 2) -> None:
+    def __init__(
+        self, in_dim: int, hidden_dim: int, out_dim: int = 128, layers: int = 2, final_norm: bool = False
+    ) -> None:
         numbers = {"in_dim": in_dim, "hidden_dim": hidden_dim, "out_dim": out_dim, "layers": layers}
         for name, value in numbers.items():
             if value < 1:
@@ -32,7 +35,9 @@ class ProjectionHead(nn.Sequential):
             # BatchNorm subtracts the mean, so that a bias before it would do nothing.
             modules += [nn.Linear(in_dim, hidden_dim, bias=False), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)]
             in_dim = hidden_dim
-        modules.append(nn.Linear(in_dim, out_dim))
+        modules.append(nn.Linear(in_dim, out_dim, bias=not final_norm))
+        if final_norm:
+            modules.append(nn.BatchNorm1d(out_dim))
         super().__init__(*modules)
 
     def forward(self, h: Tensor) -> Tensor:
