@@ -286,7 +286,7 @@ def _evaluate(source: str, arguments: list[str]) -> int:
     folder = default_folder() if options.cache is None else Path(options.cache).expanduser()
     cache = FeatureCache(None if options.cache == "none" else folder)
     settings = Options(made.knn, made.linear, made.kmeans, made.map, made.finetune, made.semi)
-    comparison = Comparison(data, cache, tasks, on, settings, seed)
+    comparison = Comparison(data, cache, tasks, on, settings, seed, device)
     results: dict[str, Any] = {
         "encoder": encoder.label if trained else f"{encoder.label}, untrained",
         "source": source,

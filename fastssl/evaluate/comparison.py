@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
 from fastssl.data.base import ImageData
 from fastssl.evaluate.cache import FeatureCache
@@ -36,6 +37,7 @@ class Comparison:
         on: "h", "z" or both: of the encoder that the comparison is about.
         options: of the tasks.
         seed: of all that is random.
+        device: where features are measured; encoders are where they are.
 
     Attributes:
         features: of that encoder, h of "bank" and "test".
@@ -52,8 +54,9 @@ class Comparison:
         on: Sequence[str] = ("h",),
         options: Options | None = None,
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.data, self.cache, self.tasks, self.on, self.seed = data, cache, tasks, on, seed
+        self.data, self.cache, self.tasks, self.on, self.seed, self.device = data, cache, tasks, on, seed, device
         self.options = options or Options()
         self.features: dict[str, Features] = {}
         self.maps: dict[str, np.ndarray] = {}
@@ -112,6 +115,7 @@ class Comparison:
     def _measure(self, bank: Both, test: Both, space: str) -> Measured:
         train, queries = (bank.h, test.h) if space == "h" else (bank.z, test.z)
         assert train is not None and queries is not None  # asked for where there is a projection
+        train, queries = (Features(*(part.to(self.device) for part in half)) for half in (train, queries))
         found = measure_features(train, queries, self.data.num_classes, self.tasks, self.options, self.seed)
         if "semi" in self.tasks:
             found.add(measure_few_labels(train, queries, self.data.num_classes, self.options, self.seed))

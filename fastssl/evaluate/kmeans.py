@@ -66,11 +66,11 @@ def kmeans(
     for name, value in (("num_classes", num_classes), ("starts", starts), ("most", most)):
         if value < 1:
             raise ValueError(f"kmeans: {name} must be at least 1, got {value}")
-    rows = F.normalize(train.x[spread(len(train.x), most)], dim=1).numpy()
+    rows = F.normalize(train.x[spread(len(train.x), most)], dim=1).cpu().numpy()
     if len(rows) < num_classes:
         raise ValueError(
             f"kmeans: train must hold at least {num_classes} features for so many clusters, got {len(rows)}"
         )
     model = KMeans(num_classes, n_init=starts, random_state=seed).fit(rows)
-    cluster = model.predict(F.normalize(test.x, dim=1).numpy())
+    cluster = model.predict(F.normalize(test.x, dim=1).cpu().numpy())
     return compare(test.label, torch.from_numpy(cluster))

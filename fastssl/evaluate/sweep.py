@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl.evaluate.features import Features
@@ -40,26 +41,19 @@ class SweepResult(NamedTuple):
 class LinearSweep:
     """Linear classifiers of the same features, one per learning rate, trained by SGD on the same batches.
 
-    As in DINOv2: momentum 0.9, no weight decay, a cosine from the rate to zero, weights from N(0, 0.01), biases 0; a
-    rate is given per 256 images. Unlike there, features are standardised with the mean and deviation of the training
-    features, so that the rates mean the same for features of any scale.
+    As in DINOv2: momentum 0.9, no weight decay, a cosine from the rate to zero; a rate is given per 256 images. Unlike
+    there, weights start at zero, and features are standardised with the mean and deviation of the training features, so
+    that the rates mean the same for features of any scale.
 
     Args:
         rates: learning rates, above 0.
         steps: of SGD.
         batch_size: images per step; all of them where there are fewer.
-        seed: of the order and of the first weights; both are the same for every rate.
-
-    Attributes:
-        weight: float32 [D, R, C] after :meth:`fit`, one classifier for each of the R rates.
-        bias: float32 [R, C].
+        seed: of the order, which is the same for every rate.
 
     Raises:
         ValueError: if a number is out of range.
     """
-
-    weight: Tensor
-    bias: Tensor
 
     def __init__(self, rates: Sequence[float] = RATES, steps: int = 2500, batch_size: int = 128, seed: int = 0) -> None:
         if not rates or not all(rate > 0 and math.isfinite(rate) for rate in rates):
@@ -79,12 +73,15 @@ class LinearSweep:
         x, label = features
         self._mean, self._std = standardization(x)
         x = (x - self._mean) / self._std
-        generator = torch.Generator().manual_seed(self.seed)
-        first = 0.01 * torch.randn(x.shape[1], 1, num_classes, generator=generator)
+        # From zero, SGD never leaves the span of the images. Where they are fewer than the features (as the pixels are
+        # many), it takes the same steps in an orthonormal basis of that span, in N numbers instead of D.
+        self._basis = torch.linalg.qr(x.T).Q if x.shape[1] > len(x) else None  # [D, N]
+        x = x if self._basis is None else x @ self._basis
         # All classifiers side by side are one wide one: [D, R * C].
-        weight = first.expand(-1, len(self.rates), -1).flatten(1).to(x)
+        weight = x.new_zeros(x.shape[1], len(self.rates) * num_classes)
         bias = weight.new_zeros(weight.shape[1])
         speed = [torch.zeros_like(weight), torch.zeros_like(bias)]
+        generator = torch.Generator().manual_seed(self.seed)
         batch_size = min(self.batch_size, len(x))
         rates = torch.tensor(self.rates, dtype=torch.float64) * batch_size / 256
         order, position = torch.empty(0, dtype=torch.int64), 0
@@ -94,24 +91,24 @@ class LinearSweep:
             batch = order[position : position + batch_size].to(x.device)
             position += batch_size
             part = x[batch]
-            error = torch.addmm(bias, part, weight).view(batch_size, len(self.rates), num_classes).softmax(2)
-            error[torch.arange(batch_size), :, label[batch]] -= 1  # gradient of the cross-entropy
-            gradient = error.flatten(1) / batch_size
+            probability = torch.addmm(bias, part, weight).unflatten(1, (len(self.rates), num_classes)).softmax(2)
+            target = F.one_hot(label[batch], num_classes)[:, None]
+            gradient = (probability - target).flatten(1) / batch_size  # of the cross-entropy
             rate = rates * 0.5 * (1 + math.cos(math.pi * step / self.steps))
             per_column = rate.to(weight).repeat_interleave(num_classes)
             speed[0].mul_(_MOMENTUM).addmm_(part.T, gradient)
             speed[1].mul_(_MOMENTUM).add_(gradient.sum(0))
             weight.addcmul_(speed[0], per_column, value=-1)
             bias.addcmul_(speed[1], per_column, value=-1)
-        self.weight = weight.view(-1, len(self.rates), num_classes)
-        self.bias = bias.view(len(self.rates), num_classes)
+        self._weight, self._bias, self._shape = weight, bias, (len(self.rates), num_classes)
         return self
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """float32 [N, D] -> [N, R, C]."""
+        """float32 [N, D] -> [N, R, C], of the R classifiers."""
         x = (x - self._mean) / self._std
-        return torch.addmm(self.bias.flatten(), x, self.weight.flatten(1)).view(len(x), *self.bias.shape)
+        x = x if self._basis is None else x @ self._basis
+        return torch.addmm(self._bias, x, self._weight).unflatten(1, self._shape)
 
 
 def linear_sweep(train: Features, test: Features, num_classes: int, sweep: LinearSweep | None = None) -> SweepResult:
@@ -133,7 +130,8 @@ def linear_sweep(train: Features, test: Features, num_classes: int, sweep: Linea
     rest, held = (Features(train.x[part], train.label[part]) for part in hold_out(train.label, 0.1, sweep.seed))
     logits = sweep.fit(rest, num_classes).logits(held.x)
     correct = (logits.argmax(2) == held.label[:, None]).double().mean(0)
-    loss = -logits.log_softmax(2)[torch.arange(len(held.label)), :, held.label].double().mean(0)
+    chosen = F.one_hot(held.label, num_classes)[:, None]
+    loss = -(logits.log_softmax(2) * chosen).sum(2).double().mean(0)
     best = min(
         range(len(sweep.rates)), key=lambda place: (-correct[place].item(), loss[place].nan_to_num(math.inf).item())
     )
