@@ -82,7 +82,7 @@ def train(folder, resume=None, *, name="simclr", every=1, keep=False, data=None,
         The method, its trainer and the record.
     """
     silence()
-    model = make_method(name, seed=0 if resume is None else 123, **(method or {}))
+    model = method or make_method(name, seed=0 if resume is None else 123)
     record = Record()
     options = dict(
         max_epochs=3, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
@@ -112,19 +112,23 @@ def same_state(a, b):
 # What the processes of test_processes.py run
 
 
-def train_share(rank, world_size, folder, name, batch_size, **options):
-    """Weights after training on this process's share of every batch, and the accuracy that it saw.
+def make_share_method(name):
+    """Without dropout, which differs between processes, and without BatchNorm.
 
-    Without dropout, which differs between processes, and with SGD, whose steps are linear in the gradient.
+    With SGD, whose steps are linear in the gradient, and without clipping.
     """
-    os.environ["LOCAL_RANK"] = str(rank)  # tells Lightning that the processes are there already
     change = {"simclr": {"head_layers": 1}, "dino": {"clip_grad": 0.0, "freeze_last_layer": 0}}.get(name, {})
-    strategy = {"strategy": "ddp", "devices": world_size} if world_size > 1 else {}
     kept = BACKBONE | {"drop_path_rate": 0.0, "proj_drop_rate": 0.0}
-    model, run, _ = train(
-        folder, name=name, every=0, max_epochs=2, data=make_data(batch_size=batch_size // world_size),
-        method=change | {"optimizer": "sgd", "lr": 0.05, "backbone_args": kept}, **(strategy | options),
-    )  # fmt: skip
+    return make_method(name, optimizer="sgd", backbone_args=kept, **({"lr": 0.05} | change))
+
+
+def train_share(rank, world_size, folder, name, batch_size, **options):
+    """Weights after training on this process's share of every batch, and the accuracy that it saw."""
+    os.environ["LOCAL_RANK"] = str(rank)  # tells Lightning that the processes are there already
+    strategy = {"strategy": "ddp", "devices": world_size} if world_size > 1 else {}
+    data = make_data(batch_size=batch_size // world_size)
+    options = dict(every=0, max_epochs=2, data=data) | strategy | options
+    model, run, _ = train(folder, method=make_share_method(name), **options)
     weights = {key: value.double().tolist() for key, value in model.state_dict().items()}
     return weights, float(run.callback_metrics["knn"])
 

@@ -114,9 +114,7 @@ def _fit(name: str, arguments: list[str]) -> int:
     try:
         return _train(name, arguments)
     except Stopped as stop:
-        if getattr(
-            rank_zero_only, "rank", 0
-        ):  # a status of 0, since Lightning kills the others where one of its processes fails
+        if getattr(rank_zero_only, "rank", 0):  # one process tells; Lightning would kill it where another one fails
             return 0
         kept = "" if stop.checkpoint is None else f"; continue with: fastssl fit {name} --resume {stop.checkpoint}"
         print(f"\nstopped after {stop.step} steps{kept}", file=sys.stderr)
