@@ -180,7 +180,14 @@ def _train(name: str, arguments: list[str]) -> int:
     if config.trainer.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
         method.synchronise_batch_norm(model)
     start = time.perf_counter()
-    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    except SystemExit:  # Lightning's answer to a Ctrl-C that does not wait for the end of a step
+        if not trainer.interrupted or not trainer.is_global_zero:
+            raise
+        kept = f"; continue with: fastssl fit {name} --resume {checkpoint.path}" if checkpoint.path.exists() else ""
+        print(f"\nstopped{kept}", file=sys.stderr)
+        return 130
     seconds = time.perf_counter() - start
     if not trainer.is_global_zero:
         return 0
