@@ -85,7 +85,7 @@ def train(folder, resume=None, *, name="simclr", every=1, keep=False, data=None,
     model = method or make_method(name, seed=0 if resume is None else 123)
     record = Record()
     options = dict(
-        max_epochs=3, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+        max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,
         callbacks=[record, *callbacks, RunCheckpoint(folder, every)],
         plugins=[KeepAll() if keep else AtomicCheckpointIO()],

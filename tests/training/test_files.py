@@ -2,15 +2,17 @@
 
 import csv
 import os
-import resource
 import signal
 import subprocess
 
 import pytest
 import torch
 
+pytest.importorskip("resource")  # POSIX
 pytest.importorskip("lightning")
 pytest.importorskip("tensorboard")
+import resource
+
 from training_runs import same_weights, train
 
 from fastssl.methods import checkpoint

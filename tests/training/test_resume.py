@@ -17,12 +17,12 @@ from fastssl.methods.checkpoint import rng_state, set_rng_state
 
 # 4 batches per epoch. Trainer's options, and the checkpoints that are written and continued from.
 RUNS = {
-    "simclr": ({}, ["1-step", "3-step", "4-validation", "4-epoch", "12-epoch"]),
-    "dino": ({"name": "dino"}, ["2-step", "7-step", "8-validation"]),
-    "accumulated": ({"accumulate_grad_batches": 3}, ["1-step", "2-validation", "3-step"]),
-    "validated within epochs": ({"val_check_interval": 2, "max_epochs": 2}, ["2-validation", "2-step", "6-step"]),
-    "by steps": ({"max_epochs": -1, "max_steps": 6}, ["3-step", "4-validation", "4-epoch", "6-epoch"]),
-    "bfloat16": ({"precision": "bf16-mixed", "max_epochs": 2}, ["3-step"]),
+    "simclr": ({}, ["1-step", "3-step", "4-validation", "4-epoch"]),
+    "dino": ({"name": "dino"}, ["2-step", "4-validation"]),
+    "accumulated": ({"accumulate_grad_batches": 3}, ["1-step", "2-validation"]),
+    "validated within epochs": ({"val_check_interval": 2}, ["2-validation", "6-step"]),
+    "by steps": ({"max_epochs": -1, "max_steps": 6}, ["4-epoch", "6-epoch"]),
+    "bfloat16": ({"precision": "bf16-mixed"}, ["3-step"]),
 }
 
 
@@ -76,7 +76,7 @@ class WatchedPhotos(Photos):
 def test_no_image_before_the_stop_is_read_again(tmp_path):
     def run(folder, resume=None, workers=0):
         data = make_data(WatchedPhotos, num_workers=workers)
-        model, _, record = train(folder, resume, keep=True, max_epochs=2, limit_val_batches=0, data=data)
+        model, _, record = train(folder, resume, keep=True, limit_val_batches=0, data=data)
         return model, record, data.train.read
 
     whole, record, read = run(tmp_path)

@@ -37,19 +37,19 @@ class Signal(L.Callback):
 @pytest.mark.parametrize(("where", "step"), [("step", 2), ("validation", 4)])
 def test_a_signal_lets_the_step_end_and_saves(where, step, number, tmp_path, capfd):
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    whole, _, record = train(tmp_path / "whole", every=0, max_epochs=2)
+    whole, _, record = train(tmp_path / "whole", every=0)
     with pytest.raises(Stopped) as stop:
-        train(tmp_path, every=0, max_epochs=2, callbacks=[Signal(where, number)])
+        train(tmp_path, every=0, callbacks=[Signal(where, number)])
     assert (stop.value.signal, stop.value.step, stop.value.checkpoint) == (number, step, tmp_path / "last.ckpt")
     assert ("Ctrl-C again stops at once" in capfd.readouterr().err) == (number == signal.SIGINT)
     assert {number: signal.getsignal(number) for number in before} == before
-    part, _, rest = train(tmp_path, tmp_path / "last.ckpt", every=0, max_epochs=2)
+    part, _, rest = train(tmp_path, tmp_path / "last.ckpt", every=0)
     assert rest.ends_like(record) and same_weights(part, whole)
 
 
 def test_a_second_ctrl_c_stops_at_once_and_writes_nothing(tmp_path):
     with pytest.raises(SystemExit):  # Lightning's answer
-        train(tmp_path, every=0, max_epochs=2, callbacks=[Signal("step", signal.SIGINT, signal.SIGINT)])
+        train(tmp_path, every=0, callbacks=[Signal("step", signal.SIGINT, signal.SIGINT)])
     assert not (tmp_path / "last.ckpt").exists()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which Lightning leaves ignored
 
@@ -63,7 +63,7 @@ def test_checkpoints_by_steps_and_minutes(tmp_path):
                 super().on_save_checkpoint(trainer, *args)
                 saved.append(trainer.global_step)  # noqa: B023
 
-        train(tmp_path, callbacks=[Watched(tmp_path / "x", **({"minutes": 0} | options))], every=0, max_epochs=2)
+        train(tmp_path, callbacks=[Watched(tmp_path / "x", **({"minutes": 0} | options))], every=0)
         assert sorted(set(saved)) == sorted(set(steps) | {4, 8})
     for name in ("every", "minutes"):
         with pytest.raises(ValueError, match=f"RunCheckpoint: {name} must be at least 0, got -1"):
@@ -78,7 +78,7 @@ def test_time_is_told_for_people():
 def test_lines_tell_speed_and_remaining_time(tmp_path, capsys):
     throughput, _, callbacks = training_callbacks(tmp_path)
     callbacks[1]._every = 0.0  # a line after each step
-    train(tmp_path / "other", callbacks=callbacks[:-1], every=0, max_epochs=2)
+    train(tmp_path / "other", callbacks=callbacks[:-1], every=0)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         f"epoch {epoch}/2{batch}"
