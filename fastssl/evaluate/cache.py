@@ -87,7 +87,7 @@ class FeatureCache:
 def fingerprint_encoder(encoder: Encoder) -> bytes:
     """Digest of weights, buffers and architecture, and of how the encoder sees an image."""
     plan = encoder.transform.view.plans()[0]
-    parts = [repr((tuple(encoder.architecture), tuple(plan))).encode()]
+    parts: list[Any] = [repr((tuple(encoder.architecture), tuple(plan))).encode()]
     for name, value in encoder.state_dict().items():
         parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), _bytes(value)]
     return _digest(parts)
@@ -113,13 +113,13 @@ def fingerprint_images(images: Any) -> bytes | None:
     return None
 
 
-def _bytes(x: Tensor) -> memoryview:
-    x = x.detach().cpu().contiguous()
-    return memoryview(x.reshape(-1).view(torch.uint8).numpy() if x.numel() else b"")
+def _bytes(x: Tensor) -> Any:
+    """The numbers of a tensor, as a buffer."""
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if x.numel() else b""
 
 
 def _digest(parts: list[Any]) -> bytes:
-    """SHA-256 of byte strings, each with its length before it."""
+    """SHA-256 of buffers of bytes, each with its length before it."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))

@@ -186,7 +186,9 @@ def fine_tune(
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda):
         torch.manual_seed(seed)
-        model = _with_classifier(encoder, num_classes, recipe.drop_path).to(device, memory_format=torch.channels_last)
+        model = (
+            _with_classifier(encoder, num_classes, recipe.drop_path).to(device).to(memory_format=torch.channels_last)
+        )
         view = Compose(
             [
                 RandomResizedCrop(encoder.size, scale=(recipe.min_scale, 1.0), interpolation="bicubic"),

@@ -34,12 +34,12 @@ class Clustering(NamedTuple):
 
 def compare(label: Tensor, cluster: Tensor) -> Clustering:
     """Compare clusters, int64 [N], with known labels, int64 [N]; the numbers of neither matter."""
-    label, cluster = (np.asarray(x.cpu()) for x in (label, cluster))
-    counts = contingency_matrix(label, cluster)
+    pair = np.asarray(label.cpu()), np.asarray(cluster.cpu())
+    counts = contingency_matrix(*pair)
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
     return Clustering(
-        float(normalized_mutual_info_score(label, cluster)),
-        float(adjusted_rand_score(label, cluster)),
+        float(normalized_mutual_info_score(*pair)),
+        float(adjusted_rand_score(*pair)),
         float(matched / len(label)),
     )
 

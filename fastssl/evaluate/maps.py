@@ -65,6 +65,7 @@ def umap(x: Tensor, seed: int = 0, neighbors: int = 15) -> np.ndarray:
     if find_spec("umap") is None:
         raise MissingUMAP('a UMAP map needs umap-learn: pip install "fastssl[umap]"')
     rows = _components("umap", x, seed)
+    threads = torch.get_num_threads()
     from umap import UMAP
 
     with warnings.catch_warnings():
@@ -72,6 +73,7 @@ def umap(x: Tensor, seed: int = 0, neighbors: int = 15) -> np.ndarray:
         warnings.filterwarnings("ignore", message=".*[Ss]pectral")  # of very few points; it starts at random then
         init = "spectral" if len(rows) > 10 else "random"
         made = UMAP(n_neighbors=min(neighbors, len(rows) - 1), init=init, random_state=seed).fit_transform(rows)
+    torch.set_num_threads(threads)  # numba sets it for the whole process
     return made.astype(np.float64)
 
 

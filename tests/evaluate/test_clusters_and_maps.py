@@ -81,6 +81,17 @@ def test_a_map_keeps_neighbours_and_repeats(name):
     assert np.array_equal(make(x, seed=3), placed)
 
 
+def test_umap_leaves_the_number_of_threads():
+    pytest.importorskip("umap")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        maps.umap(rings(30, 0).x)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("n", [4, 5, 12])
 def test_a_map_of_few_points(n):
     assert np.isfinite(maps.tsne(torch.randn(n, 60, generator=torch.Generator().manual_seed(0)))).all()
