@@ -375,9 +375,10 @@ _DAMAGES = {
     ),
     "is no export of fastssl: its description lacks stem": lambda path: with_metadata(path, stem=None),
     "is no export of fastssl: its metadata cannot be read (": lambda path: with_metadata(path, kwargs="{depth"),
-    "was written by fastssl 9.9 in a newer format; this is fastssl": lambda path: with_metadata(
+    "was written by fastssl 9.9 in the format 2; this is fastssl": lambda path: with_metadata(
         path, fastssl_format="2", fastssl_version="9.9"
     ),
+    "in the format new; this is fastssl": lambda path: with_metadata(path, fastssl_format='"new"'),
     "backbone must be the name of a timm model, got 'vit_tny_patch16_224'; did you mean vit_tiny": lambda path: (
         with_metadata(path, architecture="vit_tny_patch16_224")
     ),

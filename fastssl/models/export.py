@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -129,15 +130,17 @@ def write_onnx(encoder: Encoder, path: str | Path) -> float:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, size, size, generator=generator)
     try:
-        program: Any = torch.onnx.export(
-            backbone,
-            (images[:2],),
-            dynamo=True,
-            input_names=["image"],
-            output_names=["h"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PyTorch 2.11 warns of its own parts
+            program: Any = torch.onnx.export(
+                backbone,
+                (images[:2],),
+                dynamo=True,
+                input_names=["image"],
+                output_names=["h"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ValueError(f"{name} cannot be exported to ONNX: {str(error).strip().splitlines()[0]}") from error
     program.model.metadata_props.update(_as_words(describe(encoder)))
@@ -192,9 +195,10 @@ def read_export(path: str | Path) -> Encoder:
     lacking = [key for key in ("architecture", "kwargs", "stem", "size", "mean", "std") if key not in description]
     if lacking:
         _refuse(path, f"is no export of fastssl: its description lacks {', '.join(lacking)}")
-    if description.get("fastssl_format", 1) > FORMAT:
+    number = description.get("fastssl_format", 1)
+    if not isinstance(number, int) or number > FORMAT:
         version = description.get("fastssl_version", "a newer version")
-        _refuse(path, f"was written by fastssl {version} in a newer format; this is fastssl {__version__}")
+        _refuse(path, f"was written by fastssl {version} in the format {number}; this is fastssl {__version__}")
     try:
         architecture = Architecture(description["architecture"], description["stem"], dict(description["kwargs"]))
         backbone = create_backbone(*architecture).to(memory_format=torch.channels_last)  # as it was trained
@@ -203,7 +207,7 @@ def read_export(path: str | Path) -> Encoder:
         label = f"{method} {architecture.name}".strip()
         statistics = tuple(map(float, description["mean"])), tuple(map(float, description["std"]))
         return Encoder(backbone, architecture, int(description["size"]), None, label, method, statistics).eval()
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         _refuse(path, f"does not fit what its description says: {' '.join(str(error).split())[:200]}")
 
 
