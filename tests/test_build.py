@@ -65,7 +65,7 @@ def build(checkout: Path, target: Path, **environment: str) -> tuple[dict, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "FASTSSL_SKIP_BUILD": "", "FASTSSL_SKIP_CUDA": "1", **environment},
+        env={**os.environ, "FASTSSL_BUILD_DIR": "", "FASTSSL_SKIP_BUILD": "", "FASTSSL_SKIP_CUDA": "1", **environment},
     )
     assert result.returncode == 0, result.stdout
     return json.loads((target / "fastssl" / "_build_info.json").read_text()), result.stdout

@@ -137,6 +137,9 @@ def checkout(tmp_path_factory):
     return folder
 
 
+SETTINGS = ("FASTSSL_BUILD_DIR", "FASTSSL_SKIP_BUILD", "FASTSSL_SKIP_CUDA", "CUDA_PATH")  # those of who runs the tests
+
+
 def build(checkout: Path, target: Path, **environment: str) -> tuple[dict, list[str]]:
     """Runs `setup.py build_ext`; returns what was recorded and what it said about extensions that it left out."""
     result = subprocess.run(
@@ -145,7 +148,7 @@ def build(checkout: Path, target: Path, **environment: str) -> tuple[dict, list[
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "FASTSSL_SKIP_BUILD": "", "FASTSSL_SKIP_CUDA": "", "CUDA_PATH": "", **environment},
+        env={**os.environ, **dict.fromkeys(SETTINGS, ""), **environment},
     )
     assert result.returncode == 0, result.stdout
     info = json.loads((target / "fastssl" / "_build_info.json").read_text())
