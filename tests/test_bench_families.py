@@ -114,7 +114,7 @@ def test_default_options_make_cases_whose_tiny_sizes_are_small(name):
 def test_the_names_that_a_family_uses_exist(name):
     family = FAMILIES[name]
     assert family.name == name and {family.subject, family.baseline, *family.optional} <= set(family.providers)
-    assert set(family.passes) <= set(cases.PASSES)
+    assert set(family.passes) <= set(cases.TITLES)
     looks = {provider: plot.style(provider) for provider in family.providers}
     assert len(set(looks.values())) == len(looks) and set(looks) <= set(plot.STYLES)
 

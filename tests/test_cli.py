@@ -120,7 +120,7 @@ def test_another_data_set_brings_its_own_options(tmp_path):
 
 def test_a_checkpoint_is_tested_as_in_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", "simclr", *_TINY, "--model.size=32", "--out=run"]) == 0
+    assert main(["fit", "simclr", *_TINY, "--model.size=32", "--trainer.check_val_every_n_epoch=1", "--out=run"]) == 0
     trained = json.loads(Path("run/results.json").read_text())["logged"]
     capsys.readouterr()
     for given in ("run", "run/last.ckpt"):
@@ -132,7 +132,7 @@ def test_a_checkpoint_is_tested_as_in_training(tmp_path, monkeypatch, capsys):
     for arguments, message in (
         (["simclr"], "checkpoint"),
         (["simclr", "--checkpoint", "rn"], "there is no file 'rn'"),
-        (["dino", "--checkpoint", "run"], "is of another model"),
+        (["dino", "--checkpoint", "run"], "'run/last.ckpt' is of the method 'simclr'; fastssl test simclr"),
         (["simcl"], "no method 'simcl'; did you mean simclr?"),
     ):
         assert main(["test", *arguments]) == 2

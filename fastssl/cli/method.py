@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -78,20 +79,29 @@ class MethodCLI(LightningCLI):
         parser.add_argument(
             "--out", type=str | None, default=None, help="new folder for everything; default runs/<config>/<number>"
         )
-        if self.command == "fit":
-            parser.add_argument(
-                "--resume",
-                type=str | None,
-                default=None,
-                help="checkpoint to continue from, in its folder and configuration",
-            )
-            parser.add_argument(
-                "--checkpoint_every", type=int, default=0, help="steps between two checkpoints; 0: at each epoch's end"
-            )
-            parser.add_argument(
-                "--checkpoint_minutes", type=float, default=10.0, help="minutes between two checkpoints; 0: no limit"
-            )
-        else:
+
+        def of_fit(words: str) -> str:
+            return words if self.command == "fit" else SUPPRESS  # understood, since the run's configuration has them
+
+        parser.add_argument(
+            "--resume",
+            type=str | None,
+            default=None,
+            help=of_fit("checkpoint to continue from, in its folder and configuration"),
+        )
+        parser.add_argument(
+            "--checkpoint_every",
+            type=int,
+            default=0,
+            help=of_fit("steps between two checkpoints; 0: at each epoch's end"),
+        )
+        parser.add_argument(
+            "--checkpoint_minutes",
+            type=float,
+            default=10.0,
+            help=of_fit("minutes between two checkpoints; 0: no limit"),
+        )
+        if self.command == "test":
             parser.add_argument("--checkpoint", type=str, required=True, help="checkpoint of fit, or folder of a run")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -216,6 +226,20 @@ def check_processes(world_size: int) -> None:
             f"trainer: --trainer.devices times --trainer.num_nodes must be {launched}, the number of processes that "
             f"torchrun started, got {world_size}"
         )
+
+
+def method_of(path: str | Path, option: str) -> str:
+    """Name of the method that wrote a checkpoint.
+
+    Raises:
+        UsageError: if it is none of fastssl's.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return str(checkpoint["fastssl"]["method"])
+    except Exception as error:  # of many kinds, depending on where the file is broken
+        reason = f"is no checkpoint of fastssl fit ({type(error).__name__}); it may be cut off"
+        raise UsageError(f"{option}: {str(path)!r} {reason}") from None
 
 
 def check_checkpoint(path: str, model: Any, option: str = "--resume", training: bool = True) -> dict[str, Any]:

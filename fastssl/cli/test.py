@@ -71,6 +71,9 @@ def _test(name: str, arguments: list[str]) -> int:
             raise UsageError(
                 f"--checkpoint must be a checkpoint or the folder of a run, there is no file {str(file)!r}"
             )
+        made_by = method.method_of(file, "--checkpoint")
+        if made_by != name:
+            raise UsageError(f"--checkpoint: {str(file)!r} is of the method {made_by!r}; fastssl test {made_by}")
     cli, _ = method.parse("test", name, arguments, None if file is None else method.config_of(file))
     assert file is not None  # the parser requires it
     checkpoint = method.check_checkpoint(str(file), cli.model, "--checkpoint", training=False)
