@@ -199,7 +199,8 @@ def test_onnx_gives_the_features_of_any_batch(kind, runs, tmp_path, capfd):
         x = torch.randn(batch, 3, 32, 32)
         with torch.no_grad():
             expected = models[kind](x)
-        torch.testing.assert_close(torch.from_numpy(session.run(["h"], {"image": x.numpy()})[0]), expected)
+        found = torch.from_numpy(session.run(["h"], {"image": x.numpy()})[0])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     # What is compared is compared: the same graph is not that of another network.
     with pytest.raises(ValueError, match="the ONNX graph differs from PyTorch on 7 images: by "):
         export._onnx_error(path, method(kind).backbone.train(), x)
