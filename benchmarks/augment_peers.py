@@ -7,6 +7,7 @@ with the transport of the results. ``kornia_batched`` takes a batch at once.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -211,7 +212,7 @@ class Loader:
         self._memory = torch.empty(self.SLOTS, *sizes, 3, dtype=torch.uint8).share_memory_()
         self._loader = DataLoader(
             _Images(make, layout, wanted or recipes(case.sizes), self._memory),
-            batch_sampler=_Batches(self),
+            batch_sampler=_Batches(weakref.proxy(self)),  # a circle would keep the workers until it is found
             persistent_workers=True,
             worker_init_fn=_start_worker,
             **{"num_workers": WORKERS, **options},

@@ -47,7 +47,7 @@ SIZES = {
             "K": 100, "patch": 8, "depth": 1, "dim": 192,
         },
         {
-            "B": 8, "height": 40, "width": 40, "size": 32, "strength": 1, "blur": 0.5, "local": 0, "local_size": 0,
+            "B": 4, "height": 40, "width": 40, "size": 32, "strength": 1, "blur": 0.5, "local": 0, "local_size": 0,
             "K": 0, "patch": 0, "depth": 10, "dim": 0,
         },
     ],
