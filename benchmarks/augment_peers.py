@@ -212,7 +212,7 @@ class Loader:
         self._memory = torch.empty(self.SLOTS, *sizes, 3, dtype=torch.uint8).share_memory_()
         self._loader = DataLoader(
             _Images(make, layout, wanted or recipes(case.sizes), self._memory),
-            batch_sampler=_Batches(weakref.proxy(self)),  # a circle would keep the workers until it is found
+            batch_sampler=_Batches(self),
             persistent_workers=True,
             worker_init_fn=_start_worker,
             **{"num_workers": WORKERS, **options},
@@ -242,11 +242,15 @@ class Loader:
 
 
 class _Batches:
+    """What `loader` is to make next; does not keep it alive, since a circle would keep its workers until it is found."""
+
     def __init__(self, loader: Loader) -> None:
-        self._loader = loader
+        self._loader = weakref.ref(loader)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self._loader.batches()
+        loader = self._loader()
+        assert loader is not None  # it owns the DataLoader that asks
+        return loader.batches()
 
     def __len__(self) -> int:
         return BATCHES
