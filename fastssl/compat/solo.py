@@ -15,7 +15,7 @@ from ..losses.center import Center
 from ..ops import checks
 from .targets import TeacherProbabilities, as_logits
 
-__all__ = ["DINOLoss", "SinkhornKnopp", "byol_loss_func", "simsiam_loss_func", "swav_loss_func"]
+__all__ = ["DINOLoss", "SinkhornKnopp", "byol_loss_func", "mae_loss_func", "simsiam_loss_func", "swav_loss_func"]
 
 
 def swav_loss_func(preds: Sequence[Tensor], assignments: Sequence[Any], temperature: float = 0.1) -> Tensor:
@@ -182,3 +182,20 @@ def simsiam_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
         The loss, [], float32 (float64 for float64).
     """
     return NegativeCosineSimilarity(dim=-1)(p, z.detach())
+
+
+def mae_loss_func(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int, norm_pix_loss: bool = True) -> Tensor:
+    """MAE's mean squared error of the removed patches. He et al., "Masked Autoencoders Are Scalable Vision Learners",
+    2022, section 3.
+
+    Args:
+        imgs: [N, C, H, W], float32, bfloat16, float16, float64, or uint8, which is divided by 255. A constant.
+        pred: [N, L, patch_size^2 C] in the order (y, x, C).
+        mask: [N, L], 1 where a patch was removed.
+        patch_size: divides H and W.
+        norm_pix_loss: normalise each patch of the image by its mean and its unbiased variance + 1e-6.
+
+    Returns:
+        The loss, [], float32 (float64 for float64 predictions); NaN where no patch was removed.
+    """
+    return functional.patch_loss(imgs, pred, mask, patch_size=patch_size, normalize=norm_pix_loss)

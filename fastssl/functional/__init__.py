@@ -8,6 +8,7 @@ from .contrastive import nt_xent, pairwise_logsumexp
 from .koleo import koleo
 from .masking import Masks, gather_tokens, masks_from_noise, random_masks, unshuffle_tokens, visible_patches
 from .prototypes import prototype_cross_entropy
+from .reconstruction import patch_loss
 from .sinkhorn import sinkhorn_knopp
 from .soft_target import masked_soft_target_cross_entropy, soft_target_cross_entropy
 
@@ -20,6 +21,7 @@ __all__ = [
     "masks_from_noise",
     "nt_xent",
     "pairwise_logsumexp",
+    "patch_loss",
     "prototype_cross_entropy",
     "random_masks",
     "sinkhorn_knopp",

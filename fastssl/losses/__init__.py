@@ -4,6 +4,7 @@ from .cosine import NegativeCosineSimilarity
 from .dino import DINOLoss
 from .ibot import IBOTPatchLoss
 from .koleo import KoLeoLoss
+from .mae import MAELoss, SimMIMLoss
 from .msn import MSNLoss
 from .ntxent import NTXentLoss
 from .swav import SwaVLoss
@@ -12,8 +13,10 @@ __all__ = [
     "DINOLoss",
     "IBOTPatchLoss",
     "KoLeoLoss",
+    "MAELoss",
     "MSNLoss",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SimMIMLoss",
     "SwaVLoss",
 ]
