@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
+import commands
 import pytest
 
 import fastssl
@@ -111,3 +113,26 @@ def test_the_allocator_settings_are_recorded(monkeypatch):
 def test_a_wrong_option_is_named(capsys):
     assert info.main(["--jsn"]) == 2
     assert "--jsn" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.parametrize("environment", [{}, {"MALLOC_ARENA_MAX": "2"}])
+def test_pages_are_kept_unless_the_environment_sets_the_allocator_up(environment):
+    code = (
+        f"import os, resource, torch; os.environ |= {environment}\n"
+        "from fastssl.environment import keep_pages\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(4): torch.ones(10_000_000)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "before = faults()\n"
+        "kept = keep_pages()\n"
+        "torch.ones(10_000_000)\n"
+        "print(kept, before, faults())\n"
+    )
+    done = commands.run("-c", code)
+    kept, before, after = done.stdout.split()
+    if environment:
+        assert kept == "False"
+    elif kept == "True":  # False: no glibc
+        assert int(after) < int(before) / 2

@@ -146,6 +146,7 @@ def _train(name: str, arguments: list[str]) -> int:
         raise UsageError(str(error)) from None
     steps = 0 if resume is None else int(method.check_checkpoint(resume, model)["global_step"])
 
+    from fastssl.environment import keep_pages
     from fastssl.methods.callbacks import training_callbacks
     from fastssl.methods.checkpoint import AtomicCheckpointIO
     from fastssl.methods.logs import make_loggers
@@ -179,6 +180,8 @@ def _train(name: str, arguments: list[str]) -> int:
     untrained = copy.deepcopy(model.evaluated)
     if config.trainer.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
         method.synchronise_batch_norm(model)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_pages()
     start = time.perf_counter()
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
