@@ -14,7 +14,7 @@ from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
 from fastssl.evaluate.features import Features
-from fastssl.evaluate.maps import spread
+from fastssl.evaluate.subset import spread
 
 
 class Clustering(NamedTuple):

@@ -19,17 +19,10 @@ class MissingUMAP(ModuleNotFoundError):
     """umap-learn is not installed; the message says how to get it."""
 
 
-def spread(count: int, most: int) -> Tensor:
-    """Places of at most `most` of `count` things, spread evenly over all: int64, ascending."""
-    if count <= most:
-        return torch.arange(count)
-    return torch.from_numpy(np.linspace(0, count - 1, most).round().astype(np.int64))
-
-
 def tsne(x: Tensor, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
     """t-SNE (van der Maaten and Hinton 2008) as scikit-learn computes it, of the first 50 principal components.
 
-    Time grows a little faster than N; choose at most some thousand points with :func:`spread`.
+    Time grows a little faster than N; choose at most some thousand points with :func:`~fastssl.evaluate.subset.spread`.
 
     Args:
         x: float32 [N, D], N at least 4.

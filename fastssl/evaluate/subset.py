@@ -1,9 +1,17 @@
-"""Parts of the labels: a share of each class, the same ones for the same seed."""
+"""Parts of a data set: places spread evenly over it, or a share of each class."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def spread(count: int, most: int) -> Tensor:
+    """Places of at most `most` of `count` things, spread evenly from the first to the last: int64, ascending."""
+    if count <= most:
+        return torch.arange(count)
+    return torch.from_numpy(np.linspace(0, count - 1, most).round().astype(np.int64))
 
 
 def label_subset(label: Tensor, fraction: float, seed: int = 0) -> Tensor:

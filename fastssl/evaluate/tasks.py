@@ -17,7 +17,7 @@ from fastssl.evaluate.finetune import FewLabels, Recipe, classifier_accuracy, fi
 from fastssl.evaluate.kmeans import kmeans
 from fastssl.evaluate.knn import knn_accuracies
 from fastssl.evaluate.linear import linear_accuracy
-from fastssl.evaluate.subset import label_subset
+from fastssl.evaluate.subset import label_subset, spread
 from fastssl.evaluate.sweep import RATES, LinearSweep, linear_sweep
 from fastssl.models.encoder import Encoder
 
@@ -258,7 +258,7 @@ def make_maps(test: Both, on: Sequence[str], tasks: Collection[str], options: Ma
     made = {}
     for name in on:
         x = (test.h if name == "h" else test.z).x  # type: ignore[union-attr]  # the caller asks for what there is
-        x = x[maps.spread(len(x), options.points)]
+        x = x[spread(len(x), options.points)]
         suffix = "" if name == "h" else f"_{name}"
         if "map" in tasks:
             made[f"tsne{suffix}"] = maps.tsne(x, seed, options.perplexity)

@@ -63,10 +63,3 @@ def denormalize(view: Tensor, statistics: tuple[Sequence[float], Sequence[float]
             mean, std = mean.mean(), std.mean()
         view = view * std + mean
     return (view.clamp(0, 1) * 255).round().byte()
-
-
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` of the numbers below `total`, evenly spread from the first to the last."""
-    if total <= count:
-        return list(range(total))
-    return [round((total - 1) * number / max(1, count - 1)) for number in range(count)]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastssl.data.base import ImageData
 from fastssl.evaluate.features import Features
-from fastssl.report.drawing import RIGHT, WRONG, picture_of, spread
+from fastssl.evaluate.subset import spread
+from fastssl.report.drawing import RIGHT, WRONG, picture_of
 from fastssl.report.grid import Cell, picture_grid
 from fastssl.report.samples import images_of
 

@@ -14,9 +14,10 @@ import numpy as np
 from fastssl.data.base import ImageData
 from fastssl.evaluate import maps as mapping
 from fastssl.evaluate.features import Features
+from fastssl.evaluate.subset import spread
 from fastssl.report.contact_sheet import contact_sheet
 from fastssl.report.curves import curves_figure
-from fastssl.report.drawing import plain, spread
+from fastssl.report.drawing import plain
 from fastssl.report.embedding import embedding_figure
 from fastssl.report.facts import data_facts, duration, machine_facts, training_facts
 from fastssl.report.logs import read_log
@@ -174,12 +175,12 @@ def _curves(page: Page) -> str:
 
 
 def _map(page: Page, test: Features, data: ImageData) -> str:
-    chosen = mapping.spread(len(test.x), _MAPPED)
+    chosen = spread(len(test.x), _MAPPED)
     return _drawn_map(page, "tsne", mapping.tsne(test.x[chosen]), test, data)
 
 
 def _drawn_map(page: Page, name: str, points: np.ndarray, test: Features, data: ImageData) -> str:
-    label = test.label[mapping.spread(len(test.label), len(points))].numpy()
+    label = test.label[spread(len(test.label), len(points))].numpy()
     which = f"{len(points):,} test images" + (f" of {len(test.label):,}" if len(points) < len(test.label) else "")
     kind, space = _map_words(name)
     figure = embedding_figure(points, label, data.class_names, f"{kind} of the {space}, {which}")
@@ -203,7 +204,7 @@ def _views(page: Page, model: SelfSupervised, data: ImageData) -> str:
         batch = next(iter(data.bank_dataloader()))
         image, label, index = batch.image[:_SHOWN], batch.label[:_SHOWN], batch.index[:_SHOWN]
     else:
-        image, label, index = images.__getitems__(spread(len(images), _SHOWN))
+        image, label, index = images.__getitems__(spread(len(images), _SHOWN).tolist())
     names = [_name(int(known), int(place), data.class_names) for known, place in zip(label, index, strict=True)]
     seed = int(model.hparams["seed"])
     transform: Any = model.transform

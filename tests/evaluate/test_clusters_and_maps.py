@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("sklearn")
 from fastssl.evaluate import Features, maps
 from fastssl.evaluate.kmeans import compare, kmeans
+from fastssl.evaluate.subset import spread
 
 
 def rings(n: int, seed: int, classes: int = 4) -> Features:
@@ -109,5 +110,6 @@ def test_maps_name_what_is_wrong(monkeypatch):
 
 
 def test_points_are_spread_over_all():
-    assert maps.spread(5, 10).tolist() == [0, 1, 2, 3, 4]
-    assert maps.spread(101, 5).tolist() == [0, 25, 50, 75, 100]
+    assert spread(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert spread(101, 5).tolist() == [0, 25, 50, 75, 100]
+    assert spread(12, 3).tolist() == [0, 6, 11] and spread(9, 1).tolist() == [0] and spread(0, 4).tolist() == []

@@ -17,7 +17,6 @@ from fastssl.evaluate import Features
 from fastssl.evaluate.maps import tsne
 from fastssl.methods import SimCLR
 from fastssl.report import eval_report, fit_report
-from fastssl.report.drawing import spread
 from fastssl.report.neighbors import nearest
 from fastssl.report.samples import images_of
 from fastssl.report.tables import Table, accuracy_table, lines_table
@@ -316,7 +315,3 @@ def test_rows_of_a_stream_count_each_image_once():
     assert torch.equal(found[1], images.images[2]) and torch.equal(found[2], images.images[0])
     with pytest.raises(ValueError, match="there are 3 images, of row 5 there is none"):
         images_of(data, "bank", [1, 5], total=6)
-
-
-def test_choices_are_evenly_spread_from_the_first_to_the_last():
-    assert spread(12, 3) == [0, 6, 11] and spread(3, 8) == [0, 1, 2] and spread(9, 1) == [0] and spread(0, 4) == []

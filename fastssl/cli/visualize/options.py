@@ -51,7 +51,7 @@ def choose(data: list[str], count: int) -> tuple[list[Path], list[int]]:
     """At most `count` of the files that ``--data`` means, evenly spread, and their places among all of them."""
     from fastssl.data.folder import find_pictures
     from fastssl.data.photos import find_photos
-    from fastssl.report.drawing import spread
+    from fastssl.evaluate.subset import spread
 
     if data == ["photos"]:
         files = list(find_photos().values())
@@ -68,7 +68,7 @@ def choose(data: list[str], count: int) -> tuple[list[Path], list[int]]:
                     f'--data must be "photos", a folder or picture files, there is no file {str(file)!r}; '
                     + nearest(file.name, ["photos", *(name for name in beside if not name.startswith("."))])
                 )
-    places = spread(len(files), count)
+    places = spread(len(files), count).tolist()
     return [files[place] for place in places], places
 
 
