@@ -242,7 +242,7 @@ class Loader:
 
 
 class _Batches:
-    """What `loader` is to make next; does not keep it alive, since a circle would keep its workers until it is found."""
+    """What `loader` is to make next; a circle would keep its workers until it is found."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = weakref.ref(loader)

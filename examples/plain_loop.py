@@ -30,11 +30,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--per_picture", type=int, default=100, help="images cut out of each photograph")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
 
-    photos = Photos(size=64, per_picture=100)
+    photos = Photos(size=64, per_picture=options.per_picture)
     photos.setup()
     images = photos.train.images.to(device)
 

@@ -7,9 +7,10 @@ import os
 import time
 import traceback
 
+import commands
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+import torch.multiprocessing  # so that tensors travel in queues
 
 import fastssl
 from fastssl import functional, losses
@@ -95,7 +96,7 @@ def run_ranks(world_size, calls):
         For every call what ``function(rank, world_size, *arguments)`` returned, by rank. An exception is returned too:
         the following calls go on.
     """
-    context = multiprocessing.get_context("spawn")
+    context = commands.SERVER
     results, done = context.SimpleQueue(), context.Event()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 import yaml
@@ -145,15 +146,15 @@ def test_ones_own_pictures_of_different_sizes_train(tmp_path):
     options = ["--data=fastssl.data.Folder", f"--data.root={root}", "--data.batch_size=5", "--trainer.max_epochs=1"]
     options += ["--model.size=32", "--model.knn_k=3", "--trainer.accelerator=cpu", f"--data.cache_dir={tmp_path}"]
     (root / "train" / "cat" / "deeper" / "2.jpg").write_text("no picture")
-    done = fastssl_command("fit", "simclr", *options, "--data.on_error=raise", "--out=first", cwd=tmp_path)
+    done = commands.run("fit", "simclr", *options, "--data.on_error=raise", "--out=first", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "fastssl fit simclr: Folder: cannot read " in done.stderr
     assert "2.jpg: it is no picture of a known format; --data.on_error=skip takes another" in done.stderr
-    done = fastssl_command("fit", "simclr", *options, "--data.cache=disk", "--out=second", cwd=tmp_path)
+    done = commands.run("fit", "simclr", *options, "--data.cache=disk", "--out=second", cwd=tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "decoding 10 pictures into " in done.stderr and "2.jpg" in done.stderr
     assert "10 training images, 6 test images of 2 classes" in done.stdout
-    done = fastssl_command("fit", "simclr", *options, "--data.cache_dir=/dev/null/x", "--data.cache=disk", cwd=tmp_path)
+    done = commands.run("fit", "simclr", *options, "--data.cache_dir=/dev/null/x", "--data.cache=disk", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "Folder: cannot write the cache /dev/null/x/" in done.stderr
 
@@ -256,17 +257,7 @@ def test_a_broken_checkpoint_gives_one_line_with_its_name(content, message, tmp_
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent as a POSIX signal")
 def test_ctrl_c_leaves_a_checkpoint(tmp_path):
     arguments = ["fit", "simclr", *_TINY, "--trainer.max_epochs=500", "--model.size=32", "--out=run"]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore Ctrl-C
-    try:
-        process = subprocess.Popen(
-            [*_PROGRAM, *arguments, "--trainer.log_every_n_steps=1"],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    process = commands.Command(*arguments, "--trainer.log_every_n_steps=1", cwd=tmp_path)
     for line in process.stdout:
         if line.startswith("epoch 1/"):
             break

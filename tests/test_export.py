@@ -2,10 +2,10 @@
 
 import json
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -21,8 +21,6 @@ from fastssl.cli import main
 from fastssl.methods import DINO, SimCLR
 from fastssl.models import create_backbone, export, load_encoder
 
-_SCRIPT = Path(sys.executable).with_name("fastssl")
-_PROGRAM = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-c", "from fastssl.cli import main; exit(main())"]
 _METHODS = {
     "resnet": lambda: SimCLR(backbone="resnet10t", size=32),
     "small": lambda: SimCLR(backbone="resnet10t", stem="small", size=32),
@@ -250,7 +248,7 @@ def test_as_a_user_types_it(runs, tmp_path):
     root, _ = runs
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.ckpt").write_bytes((root / "resnet" / "last.ckpt").read_bytes())
-    done = subprocess.run([*_PROGRAM, "export", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = commands.run("export", "run", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
         "SimCLR resnet10t: 4.9 M parameters, 512 features, 32 pixels\n"

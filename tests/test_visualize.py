@@ -1,9 +1,8 @@
 """`fastssl visualize` as a user types it: the sheets show what was computed, and what every wrong word is answered."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -24,9 +23,6 @@ from fastssl.report.components import as_colors, principal_components
 from fastssl.report.contact_sheet import Row, contact_sheet
 from fastssl.report.drawing import denormalize
 from fastssl.report.heat import heat, keep_mass
-
-_SCRIPT = Path(sys.executable).with_name("fastssl")
-_PROGRAM = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-c", "from fastssl.cli import main; exit(main())"]
 
 
 @pytest.fixture
@@ -52,8 +48,7 @@ def holds(sheet, pixels):
 
 
 def test_as_a_user_types_it(pictures):
-    command = [*_PROGRAM, "visualize", "views", "simclr", "--data", *pictures, "--transform.input_size", "96"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = commands.run("visualize", "views", "simclr", "--data", *pictures, "--transform.input_size", "96")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "2 images, 2 views each: views.png\n" and done.stderr == ""
     assert sheet().shape[0] > 2 * 96

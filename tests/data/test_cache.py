@@ -1,14 +1,12 @@
 """The caches: the same pictures as without, used again, made anew whenever they have to be, nothing left behind."""
 
 import errno
-import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 
+import commands
 import pytest
 import torch
 from drawn_pictures import draw
@@ -151,7 +149,7 @@ def test_a_run_killed_while_it_writes_leaves_no_cache_and_harms_no_other(root, t
         "decoded, cache._decoded = cache._decoded, stop\n"
         f"Folder({str(root)!r}, cache='disk', cap=False, cache_dir={str(tmp_path / 'cache')!r}).setup()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=120)
+    done = commands.run("-c", code)
     assert done.returncode == -signal.SIGKILL
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".partial"]
     data = set_up(root, tmp_path / "cache")
@@ -161,16 +159,13 @@ def test_a_run_killed_while_it_writes_leaves_no_cache_and_harms_no_other(root, t
 
 def test_a_full_disk_is_one_clear_error_and_nothing_is_left(root, tmp_path):
     code = (
-        "import resource, signal, sys\n"
         "from fastssl.data import Folder\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "try:\n"
         f"    Folder({str(root)!r}, cache='disk', cache_dir={str(tmp_path / 'cache')!r}).setup()\n"
         "except OSError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = commands.run("-c", code, file_size=20000)
     assert done.stdout.startswith(f"Folder: cannot write the cache {tmp_path / 'cache'}"), done.stderr
     assert os.strerror(errno.EFBIG) in done.stdout and "choose another cache_dir" in done.stdout
     assert not list((tmp_path / "cache").iterdir())
@@ -194,9 +189,10 @@ def test_a_cache_that_cannot_be_there_is_named(root, tmp_path):
 
 
 def test_of_several_processes_one_writes(root, tmp_path):
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(3), context.Queue()
-    processes = [context.Process(target=fill, args=(root, tmp_path / "cache", barrier, results)) for _ in range(3)]
+    barrier, results = commands.SERVER.Barrier(3), commands.SERVER.Queue()
+    processes = [
+        commands.SERVER.Process(target=fill, args=(root, tmp_path / "cache", barrier, results)) for _ in range(3)
+    ]
     for process in processes:
         process.start()
     made, sums = zip(*(results.get(timeout=120) for _ in processes), strict=True)
@@ -215,13 +211,13 @@ def test_a_process_waits_for_the_one_that_writes_and_takes_over_when_it_dies(roo
         "cache._decoded = lambda *arguments: time.sleep(100)\n"
         f"Folder({str(root)!r}, cache='disk', cap=False, cache_dir={str(folder)!r}).setup()\n"
     )
-    writer = subprocess.Popen([sys.executable, "-c", code])
+    writer = commands.Command("-c", code)
     try:
         deadline = time.monotonic() + 60
         while not (folder.is_dir() and list(folder.iterdir())):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        waiter = multiprocessing.get_context("spawn").Process(target=set_up, args=(root, folder))
+        waiter = commands.SERVER.Process(target=set_up, args=(root, folder))
         waiter.start()
         waiter.join(timeout=8)
         assert waiter.exitcode is None

@@ -2,10 +2,9 @@
 
 import os
 import pickle
-import subprocess
-import sys
 import warnings
 
+import commands
 import pytest
 import torch
 from drawn_pictures import draw
@@ -274,7 +273,7 @@ def test_processes_tell_each_other_what_cannot_be_read(root):
         "for _ in range(3): assert sum(len(batch.image) for batch in data.train_dataloader()) == 10\n"
         "print(len(data.unreadable))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = commands.run("-c", code)
     assert done.stdout == "3\n", done.stderr
     # Two processes may come upon the same picture at the same moment, once.
     for name in names:
@@ -290,7 +289,7 @@ def test_where_nothing_can_be_read_it_ends(tmp_path):
 
 def test_spawned_processes_read_the_same(root):
     pictures = set_up(root).train
-    loader = DataLoader(pictures, 5, num_workers=1, multiprocessing_context="spawn", collate_fn=as_it_is)
+    loader = DataLoader(pictures, 5, num_workers=1, multiprocessing_context=commands.SERVER, collate_fn=as_it_is)
     for a, b in zip(images_of(loader), images_of(set_up(root).bank_dataloader()), strict=True):
         assert torch.equal(a, b)
 

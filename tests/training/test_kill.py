@@ -5,10 +5,10 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -20,7 +20,6 @@ from fastssl.cli import main
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 
-_FIT = [sys.executable, "-c", "from fastssl.cli import main; exit(main())", "fit"]
 # 14 batches an epoch, a few milliseconds each; dropout and DropPath draw random numbers in each.
 _OPTIONS = [
     "--model.backbone=test_vit",
@@ -38,14 +37,9 @@ def start(tmp_path):
     processes = []
 
     def begin(method, *options):
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-        }  # as without a stop
-        process = subprocess.Popen(
-            [*_FIT, *arguments(method), *options],
-            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        process = commands.Command(
+            "fit", *arguments(method), *options, cwd=tmp_path, stderr=subprocess.STDOUT, threads=1
+        )
         processes.append(process)
         return process
 
@@ -140,12 +134,7 @@ def test_killed_runs_end_with_the_bits_of_one_that_was_not(method, tmp_path, sta
 
 def test_a_full_disk_is_one_line_and_a_nonzero_status(tmp_path):
     """A limit on the size of files stands for it; a real one is in test_files.py."""
-    command = [*_FIT, *arguments("simclr"), "--out=run"]
-    limited = "import resource, signal, os, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); os.execv(sys.argv[1], sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", limited, *command], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
+    done = commands.run("fit", *arguments("simclr"), "--out=run", cwd=tmp_path, file_size=100_000)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
     path = Path("run") / "last.ckpt"
