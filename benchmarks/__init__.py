@@ -16,6 +16,7 @@ FAMILIES = {
     "sinkhorn_knopp": "Sinkhorn-Knopp (SwAV, DINOv2): assignments of B rows to K prototypes",
     "koleo": "KoLeo (DINOv2): distances to the nearest of N rows [N, D], loss and gradient",
     "prototype_cross_entropy": "Prototype layer and DINO's or iBOT's loss: S student views [B, D], K prototypes",
+    "patch_loss": "MAE's loss: normalised pixels of B images' masked patches, loss and gradient",
     "augment": "Random views of uint8 images: SimCLR's pipeline, DINO's multi-crop, against the usual libraries",
     "training": "Whole training steps of SimCLR and DINO: the same network with other libraries' loss and views",
 }

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <tuple>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "cpu/pages.h"
 #include "cpu/pairwise/pairwise.h"
 #include "cpu/parallel.h"
+#include "cpu/reconstruction/reconstruction.h"
 #include "cpu/sinkhorn/sinkhorn.h"
 #include "cpu/soft_target/soft_target.h"
 #include "cpu/workspace.h"
@@ -239,6 +241,41 @@ void view_parameters(Address index, Address sizes, std::int64_t batch, std::int6
   fastssl::view_parameters(problem);
 }
 
+void patch_loss(Address image, int pixel_type,
+                const std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>& shape,
+                const std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>& strides,
+                const std::vector<double>& scale, const std::vector<double>& shift, Address prediction,
+                int dtype, std::int64_t prediction_stride, std::int64_t patch_stride, std::int64_t tokens,
+                Address weight, std::int64_t patch_size, bool normalize, bool channels_first, int error,
+                double beta, std::int64_t threads, Address loss, Address gradient, Address factor) {
+  fastssl::PatchLossProblem p{};
+  p.image = pointer<const void>(image);
+  p.pixel_type = static_cast<fastssl::PixelType>(pixel_type);
+  std::tie(p.batch, p.channels, p.height, p.width) = shape;
+  std::tie(p.image_stride, p.channel_stride, p.row_stride, p.pixel_stride) = strides;
+  if (static_cast<std::int64_t>(scale.size()) != p.channels || scale.size() != shift.size() ||
+      p.channels > fastssl::kMostChannels)
+    throw std::invalid_argument("patch_loss: scale and shift must have a number for each of 1 to 4 channels");
+  std::copy(scale.begin(), scale.end(), p.scale);
+  std::copy(shift.begin(), shift.end(), p.shift);
+  p.prediction = pointer<const void>(prediction);
+  p.dtype = static_cast<fastssl::DType>(dtype);
+  p.prediction_stride = prediction_stride;
+  p.patch_stride = patch_stride;
+  p.tokens = tokens;
+  p.weight = pointer<const void>(weight);
+  p.patch_size = patch_size;
+  p.normalize = normalize;
+  p.channels_first = channels_first;
+  p.error = static_cast<fastssl::PatchError>(error);
+  p.beta = beta;
+  p.threads = threads;
+  const fastssl::PatchLossOutputs outputs{pointer<void>(loss), pointer<void>(gradient),
+                                          pointer<const void>(factor)};
+  py::gil_scoped_release release;
+  fastssl::patch_loss(p, outputs);
+}
+
 py::dict info(fastssl::Isa isa) {
   py::dict d;
   d["isa"] = fastssl::isa_name(isa);
@@ -293,6 +330,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("out_height"), py::arg("out_width"),
         py::arg("seed"), py::arg("epoch"), py::arg("view"), py::arg("program"), py::arg("threads"),
         py::arg("records"));
+  m.def("patch_loss", &patch_loss, py::kw_only(), py::arg("image"), py::arg("pixel_type"), py::arg("shape"),
+        py::arg("strides"), py::arg("scale"), py::arg("shift"), py::arg("prediction"), py::arg("dtype"),
+        py::arg("prediction_stride"), py::arg("patch_stride"), py::arg("tokens"), py::arg("weight"),
+        py::arg("patch_size"), py::arg("normalize"), py::arg("channels_first"), py::arg("error"),
+        py::arg("beta"), py::arg("threads"), py::arg("loss"), py::arg("gradient"), py::arg("factor"));
   m.def(
       "info", [isa] { return info(isa); },
       "Instruction set in use, those compiled in, OpenMP, threads, fork state.");
