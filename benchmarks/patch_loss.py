@@ -172,9 +172,9 @@ def _images(count: float) -> Callable[[Case], float]:
 
 PROVIDERS = {
     **of_fastssl(_fastssl, "patch_loss", bytes_needed=_images(3)),
-    "paper's code": Provider(_paper, bytes_needed=_images(8)),
-    "compiled paper's code": Provider(compiled(_paper), compiles=True, bytes_needed=_images(8)),
-    "compiled": Provider(compiled(_lean), compiles=True, bytes_needed=_images(6)),
+    "eager": Provider(_paper, bytes_needed=_images(8)),
+    "compiled": Provider(compiled(_paper), compiles=True, bytes_needed=_images(8)),
+    "compiled-lean": Provider(compiled(_lean), compiles=True, bytes_needed=_images(6)),
     "lightly": Provider(_lightly, bytes_needed=_images(8)),
 }
 
@@ -182,7 +182,7 @@ FAMILY = Family(
     name="patch_loss",
     module=__name__,
     subject="fastssl",
-    baseline="paper's code",
+    baseline="eager",
     add_arguments=add_arguments,
     cases=cases,
     inputs=inputs,

@@ -37,6 +37,11 @@ SIZES = {
         {"K": 1, "D": 1, "B": 1, "S": 2, "T": 1},
         {"K": 257, "D": 33, "B": 40, "S": 1, "T": 1},
     ],
+    "patch_loss": [
+        {"B": 3, "H": 32, "p": 16, "masked": 0.75},
+        {"B": 1, "H": 4, "p": 4, "masked": 1},
+        {"B": 17, "H": 15, "p": 5, "masked": 0.4},
+    ],
     "augment": [
         {"B": 16, "height": 40, "width": 48, "size": 24, "strength": 1, "blur": 0.5, "local": 0, "local_size": 0},
         {"B": 16, "height": 40, "width": 48, "size": 24, "strength": 0, "blur": 0, "local": 2, "local_size": 16},
