@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from fastssl.methods.base import SelfSupervised, load
     from fastssl.methods.dino import DINO
+    from fastssl.methods.mae import MAE
     from fastssl.methods.simclr import SimCLR
+    from fastssl.methods.simmim import SimMIM
     from fastssl.methods.supervised import Supervised
 
-__all__ = ["DINO", "METHODS", "Method", "SelfSupervised", "SimCLR", "Supervised", "load"]
+__all__ = ["DINO", "MAE", "METHODS", "Method", "SelfSupervised", "SimCLR", "SimMIM", "Supervised", "load"]
 
 
 class Method(NamedTuple):
@@ -43,6 +45,12 @@ METHODS = {
     ),
     "dino": Method(
         "fastssl.methods.dino", "DINO", "dino_photos", "self-distillation over several crops (Caron et al. 2021)"
+    ),
+    "mae": Method(
+        "fastssl.methods.mae", "MAE", "mae_photos", "pixels of removed patches from a quarter (He et al. 2022)"
+    ),
+    "simmim": Method(
+        "fastssl.methods.simmim", "SimMIM", "simmim_photos", "pixels of masked patches, linearly (Xie et al. 2022)"
     ),
     "supervised": Method(
         "fastssl.methods.supervised",

@@ -60,6 +60,7 @@ class SelfSupervised(L.LightningModule):
         final_lr: learning rate at the end, as a share of the highest.
         weight_decay: of all parameters but norms and biases.
         final_weight_decay: at the end, reached along a cosine; None: the same all the time.
+        betas: of AdamW.
         momentum: of SGD and LARS.
         nesterov: whether SGD makes Nesterov's step.
         warmup_epochs: of linear warm-up; a cosine follows.
@@ -88,6 +89,7 @@ class SelfSupervised(L.LightningModule):
         final_lr: float = 0.0,
         weight_decay: float = 0.05,
         final_weight_decay: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
         momentum: float = 0.9,
         nesterov: bool = True,
         warmup_epochs: float = 1.0,
@@ -115,6 +117,8 @@ class SelfSupervised(L.LightningModule):
         ):
             if not value >= least:
                 raise ValueError(f"{name}: {argument} must be at least {least}, got {value}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"{name}: betas must be in [0, 1), got {betas}")
         if optimizer not in get_args(OptimizerName):
             words = " or ".join(f'"{word}"' for word in get_args(OptimizerName))
             raise ValueError(f"{name}: optimizer must be {words}, got {optimizer!r}")
@@ -243,7 +247,7 @@ class SelfSupervised(L.LightningModule):
         groups = [group for group in parameter_groups(method, h.weight_decay) if group["params"]]
         if self.probe is not None:
             groups.append({"params": list(self.probe.parameters()), "weight_decay": 0.0, "lr": h.probe_lr})
-        optimizer = create_optimizer(h.optimizer, groups, lr, h.momentum, h.nesterov)
+        optimizer = create_optimizer(h.optimizer, groups, lr, h.momentum, h.nesterov, tuple(h.betas))
         total = self._total_steps()
         epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 0
         warmup = min(total, round(h.warmup_epochs * total / epochs)) if epochs else 0

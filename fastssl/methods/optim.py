@@ -23,7 +23,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def create_optimizer(
-    name: OptimizerName, groups: list[dict[str, Any]], lr: float, momentum: float, nesterov: bool = True
+    name: OptimizerName,
+    groups: list[dict[str, Any]],
+    lr: float,
+    momentum: float,
+    nesterov: bool = True,
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
     """The optimizer of a method.
 
@@ -34,12 +39,13 @@ def create_optimizer(
         lr: learning rate.
         momentum: of SGD and LARS.
         nesterov: whether SGD makes Nesterov's step.
+        betas: of AdamW.
 
     Raises:
         ValueError: for another name.
     """
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(groups, lr=lr, betas=betas)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
     if name == "lars":

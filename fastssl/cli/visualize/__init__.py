@@ -1,4 +1,4 @@
-"""``fastssl visualize``: pictures of what goes on inside: random views, attention, and features of patches."""
+"""``fastssl visualize``: pictures of what goes on inside: random views, attention, features of patches, masks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ PICTURES = {
     "views": "what the random views of an augmentation look like",
     "attention": "where the last block of a vision transformer looks, head by head",
     "pca": "three principal components of the features of patches, as colours",
+    "reconstruction": "masked images, and what MAE or SimMIM predicts",
 }
 _EXTRA = ("jsonargparse", "PIL", "lightning", "timm", "matplotlib")
 
@@ -64,7 +65,7 @@ def _refuse(picture: str, error: Exception, status: int) -> int:
 
 
 def _usage() -> str:
-    pictures = "\n".join(f"  {name:<10} {line}" for name, line in PICTURES.items())
+    pictures = "\n".join(f"  {name:<14} {line}" for name, line in PICTURES.items())
     return (
         "usage: fastssl visualize <picture> ... [options]\n\n"
         "Write a picture of what goes on inside as a PNG file.\n\n"
@@ -73,5 +74,6 @@ def _usage() -> str:
         "  fastssl visualize views dino --data ~/pictures --out views.png\n"
         "  fastssl visualize attention runs/dino_photos/1 --images 4 --out attention.png\n"
         "  fastssl visualize pca runs/dino_photos/1 --foreground --out pca.png\n"
+        "  fastssl visualize reconstruction runs/mae_photos/1 --out reconstruction.png\n"
         "  fastssl visualize attention --help   about one of them\n"
     )
