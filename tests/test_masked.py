@@ -23,7 +23,7 @@ pytestmark = [
 ]
 SMALL = dict(
     backbone="vit_tiny_patch16_224", backbone_args={"patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3},
-    size=32, num_classes=19, lr=2e-3, lr_batch_size=0, warmup_epochs=0,
+    size=32, lr=2e-3, lr_batch_size=0, warmup_epochs=0,
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_the_loss_falls(make, monkeypatch):
         enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1, check_val_every_n_epoch=6,
         callbacks=[losses],
     )  # fmt: skip
-    run.fit(make(), datamodule=Photos(batch_size=19, per_picture=4))
+    run.fit(make(num_classes=19), datamodule=Photos(batch_size=19, per_picture=4))
     assert sum(losses.values[-4:]) < 0.9 * sum(losses.values[:4]), losses.values
     assert 0 < run.callback_metrics["knn"] <= 1
 
