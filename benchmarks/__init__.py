@@ -18,5 +18,7 @@ FAMILIES = {
     "prototype_cross_entropy": "Prototype layer and DINO's or iBOT's loss: S student views [B, D], K prototypes",
     "patch_loss": "MAE's loss: normalised pixels of B images' masked patches, loss and gradient",
     "augment": "Random views of uint8 images: SimCLR's pipeline, DINO's multi-crop, against the usual libraries",
+    "masking": "MAE's encoder input: masks of L patches, the tokens that stay [B, L, D] with positions, and gradients",
+    "unshuffle": "MAE's decoder input: tokens back at their places, mask tokens and positions, and gradients",
     "training": "Whole training steps of SimCLR and DINO: the same network with other libraries' loss and views",
 }

@@ -51,6 +51,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "checkpointed": (GREEN, DOTTED),
     "lightly": (PURPLE, SOLID),
     "lightly-workers": (PURPLE, DASHED),
+    "lightly-compiled": (PURPLE, DOTTED),
     "pytorch-metric-learning": (ORANGE, SOLID),
     "albumentations": (ORANGE, SOLID),
     "albumentations-workers": (ORANGE, DASHED),

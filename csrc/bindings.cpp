@@ -10,6 +10,7 @@
 
 #include "cpu/augment/augment.h"
 #include "cpu/isa.h"
+#include "cpu/masking/masking.h"
 #include "cpu/neighbors/neighbors.h"
 #include "cpu/pages.h"
 #include "cpu/pairwise/pairwise.h"
@@ -276,6 +277,114 @@ void patch_loss(Address image, int pixel_type,
   fastssl::patch_loss(p, outputs);
 }
 
+void random_masks(Address noise, int dtype, Address index, std::uint64_t seed, std::uint32_t epoch,
+                  std::uint32_t view, std::int64_t batch, std::int64_t length, std::int64_t keep,
+                  std::int64_t threads, Address kept, Address masked, Address restore, Address mask) {
+  const fastssl::MaskProblem problem{pointer<const void>(noise),
+                                     static_cast<fastssl::DType>(dtype),
+                                     pointer<const std::int64_t>(index),
+                                     seed,
+                                     epoch,
+                                     view,
+                                     batch,
+                                     length,
+                                     keep,
+                                     threads};
+  const fastssl::MaskOutputs outputs{pointer<std::int64_t>(kept), pointer<std::int64_t>(masked),
+                                     pointer<std::int64_t>(restore), pointer<float>(mask)};
+  py::gil_scoped_release release;
+  fastssl::random_masks(problem, outputs);
+}
+
+// Address, dtype, elements from image to image and from row to row.
+using Tokens = std::tuple<Address, int, std::int64_t, std::int64_t>;
+
+fastssl::TokenRows make_tokens(const Tokens& tokens) {
+  const auto& [data, dtype, batch_stride, row_stride] = tokens;
+  return {pointer<const void>(data), static_cast<fastssl::DType>(dtype), batch_stride, row_stride};
+}
+
+void gather_tokens(const Tokens& x, Address ids, Address positions, Address prefix_rows, Address prefix_added,
+                   std::int64_t batch, std::int64_t length, std::int64_t kept, std::int64_t prefix,
+                   std::int64_t dim, std::int64_t threads, Address out, int dtype) {
+  const fastssl::GatherProblem problem{make_tokens(x),
+                                       pointer<const std::int64_t>(ids),
+                                       pointer<const void>(positions),
+                                       pointer<const void>(prefix_rows),
+                                       pointer<const void>(prefix_added),
+                                       batch,
+                                       length,
+                                       kept,
+                                       prefix,
+                                       dim,
+                                       threads};
+  const fastssl::Rows rows{pointer<void>(out), static_cast<fastssl::DType>(dtype)};
+  py::gil_scoped_release release;
+  fastssl::gather_tokens(problem, rows);
+}
+
+void unshuffle_tokens(const Tokens& x, Address restore, Address mask_token, Address positions,
+                      Address prefix_added, std::int64_t batch, std::int64_t length, std::int64_t kept,
+                      std::int64_t prefix, std::int64_t dim, std::int64_t threads, Address out, int dtype) {
+  const fastssl::UnshuffleProblem problem{make_tokens(x),
+                                          pointer<const std::int64_t>(restore),
+                                          pointer<const void>(mask_token),
+                                          pointer<const void>(positions),
+                                          pointer<const void>(prefix_added),
+                                          batch,
+                                          length,
+                                          kept,
+                                          prefix,
+                                          dim,
+                                          threads};
+  const fastssl::Rows rows{pointer<void>(out), static_cast<fastssl::DType>(dtype)};
+  py::gil_scoped_release release;
+  fastssl::unshuffle_tokens(problem, rows);
+}
+
+// The arguments of both gradients are the same.
+template <class Problem, void (*run)(const Problem&, const fastssl::GradOfTokens&)>
+void grad_of_tokens(const Tokens& gradient, Address ids, std::int64_t batch, std::int64_t length,
+                    std::int64_t kept, std::int64_t prefix, std::int64_t dim, std::int64_t threads,
+                    Address dx, int dtype, Address mask, Address sums, bool with_positions) {
+  const Problem problem{
+      make_tokens(gradient), pointer<const std::int64_t>(ids), batch, length, kept, prefix, dim, threads};
+  const fastssl::GradOfTokens outputs{pointer<void>(dx), static_cast<fastssl::DType>(dtype),
+                                      pointer<void>(mask), pointer<void>(sums), with_positions};
+  py::gil_scoped_release release;
+  run(problem, outputs);
+}
+
+void visible_patches(Address images, int pixel_type, const std::vector<std::int64_t>& shape,
+                     const std::vector<std::int64_t>& strides, Address ids, std::int64_t kept,
+                     std::int64_t patch_height, std::int64_t patch_width, const std::vector<double>& mean,
+                     const std::vector<double>& std, std::int64_t threads, Address out, int dtype) {
+  if (shape.size() != 4 || strides.size() != 4)
+    throw std::invalid_argument("visible_patches: images must have four dimensions");
+  if (static_cast<std::int64_t>(mean.size()) != shape[1] || mean.size() != std.size())
+    throw std::invalid_argument("visible_patches: mean and std must have a number per channel");
+  const fastssl::PatchProblem problem{pointer<const void>(images),
+                                      pixel_type,
+                                      strides[0],
+                                      strides[1],
+                                      strides[2],
+                                      strides[3],
+                                      shape[0],
+                                      shape[1],
+                                      shape[2],
+                                      shape[3],
+                                      patch_height,
+                                      patch_width,
+                                      pointer<const std::int64_t>(ids),
+                                      mean.data(),
+                                      std.data(),
+                                      kept,
+                                      threads};
+  const fastssl::Rows rows{pointer<void>(out), static_cast<fastssl::DType>(dtype)};
+  py::gil_scoped_release release;
+  fastssl::visible_patches(problem, rows);
+}
+
 py::dict info(fastssl::Isa isa) {
   py::dict d;
   d["isa"] = fastssl::isa_name(isa);
@@ -335,6 +444,30 @@ PYBIND11_MODULE(_C, m) {
         py::arg("prediction_stride"), py::arg("patch_stride"), py::arg("tokens"), py::arg("weight"),
         py::arg("patch_size"), py::arg("normalize"), py::arg("channels_first"), py::arg("error"),
         py::arg("beta"), py::arg("threads"), py::arg("loss"), py::arg("gradient"), py::arg("factor"));
+  m.def("random_masks", &random_masks, py::kw_only(), py::arg("noise"), py::arg("dtype"), py::arg("index"),
+        py::arg("seed"), py::arg("epoch"), py::arg("view"), py::arg("batch"), py::arg("length"),
+        py::arg("keep"), py::arg("threads"), py::arg("kept"), py::arg("masked"), py::arg("restore"),
+        py::arg("mask"));
+  m.def("gather_tokens", &gather_tokens, py::kw_only(), py::arg("x"), py::arg("ids"), py::arg("positions"),
+        py::arg("prefix_rows"), py::arg("prefix_added"), py::arg("batch"), py::arg("length"), py::arg("kept"),
+        py::arg("prefix"), py::arg("dim"), py::arg("threads"), py::arg("out"), py::arg("dtype"));
+  m.def("unshuffle_tokens", &unshuffle_tokens, py::kw_only(), py::arg("x"), py::arg("restore"),
+        py::arg("mask_token"), py::arg("positions"), py::arg("prefix_added"), py::arg("batch"),
+        py::arg("length"), py::arg("kept"), py::arg("prefix"), py::arg("dim"), py::arg("threads"),
+        py::arg("out"), py::arg("dtype"));
+  m.def("gather_tokens_grad", &grad_of_tokens<fastssl::GatherGradProblem, fastssl::gather_tokens_grad>,
+        py::kw_only(), py::arg("gradient"), py::arg("ids"), py::arg("batch"), py::arg("length"),
+        py::arg("kept"), py::arg("prefix"), py::arg("dim"), py::arg("threads"), py::arg("dx"),
+        py::arg("dtype"), py::arg("mask"), py::arg("sums"), py::arg("with_positions"));
+  m.def("unshuffle_tokens_grad",
+        &grad_of_tokens<fastssl::UnshuffleGradProblem, fastssl::unshuffle_tokens_grad>, py::kw_only(),
+        py::arg("gradient"), py::arg("ids"), py::arg("batch"), py::arg("length"), py::arg("kept"),
+        py::arg("prefix"), py::arg("dim"), py::arg("threads"), py::arg("dx"), py::arg("dtype"),
+        py::arg("mask"), py::arg("sums"), py::arg("with_positions"));
+  m.def("visible_patches", &visible_patches, py::kw_only(), py::arg("images"), py::arg("pixel_type"),
+        py::arg("shape"), py::arg("strides"), py::arg("ids"), py::arg("kept"), py::arg("patch_height"),
+        py::arg("patch_width"), py::arg("mean"), py::arg("std"), py::arg("threads"), py::arg("out"),
+        py::arg("dtype"));
   m.def(
       "info", [isa] { return info(isa); },
       "Instruction set in use, those compiled in, OpenMP, threads, fork state.");

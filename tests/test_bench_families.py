@@ -13,6 +13,7 @@ from fastssl.benchmarks import augment_gate, cases, plot, runner, verify
 from fastssl.cli import bench
 
 FAMILIES = {name: cases.load(f"fastssl.benchmarks.{name}") for name in benchmarks.FAMILIES}
+MASKED = [{"B": 3, "L": 12, "D": 20, "ratio": 0.75}, {"B": 1, "L": 1, "D": 1, "ratio": 0}]
 # The first of each family is ordinary.
 SIZES = {
     "nt_xent": [
@@ -46,6 +47,8 @@ SIZES = {
         {"B": 16, "height": 40, "width": 48, "size": 24, "strength": 1, "blur": 0.5, "local": 0, "local_size": 0},
         {"B": 16, "height": 40, "width": 48, "size": 24, "strength": 0, "blur": 0, "local": 2, "local_size": 16},
     ],
+    "masking": MASKED,
+    "unshuffle": MASKED,
     "training": [
         {
             "B": 3, "height": 40, "width": 40, "size": 32, "strength": 0, "blur": 0, "local": 1, "local_size": 16,

@@ -47,7 +47,7 @@ def visible_patches(
 ) -> Tensor:
     """See ``reference.visible_patches``: only pixels that are asked for are normalised."""
     channels = images.shape[1]
-    wide = torch.float64 if torch.float64 in (images.dtype, dtype) else torch.float32
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     center, spread = (torch.tensor(v, dtype=wide, device=images.device)[:, None] for v in (mean, std))
     out = torch.empty(*ids.shape, channels * patch_height * patch_width, dtype=dtype, device=images.device)
     for block in _blocks(len(images), images[0].numel()):

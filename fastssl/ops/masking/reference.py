@@ -62,7 +62,7 @@ def visible_patches(
     dtype: torch.dtype,
 ) -> Tensor:
     """(x - mean) / std of the patches' pixels, uint8 as x / 255: [B, K, C patch_height patch_width]."""
-    wide = images.to(torch.float64 if torch.float64 in (images.dtype, dtype) else torch.float32)
+    wide = images.to(torch.float64 if dtype == torch.float64 else torch.float32)
     if images.dtype == torch.uint8:
         wide = wide / 255
     center, spread = (torch.tensor(v, dtype=wide.dtype, device=wide.device)[:, None, None] for v in (mean, std))
@@ -163,3 +163,11 @@ def added_at(rows: Tensor, ids: Tensor, length: int) -> Tensor:
     image = torch.arange(len(rows), device=rows.device)[:, None]
     # Not scatter_add_, which adds in any order on a GPU.
     return out.index_put_((image, ids.clamp(0, length - 1)), torch.where(inside[..., None], rows, 0.0), accumulate=True)
+
+
+def split_positions(pos: Tensor | None, length: int) -> tuple[Tensor | None, Tensor | None]:
+    """Positions of the patches and, where there are more, of the prefix; both contiguous."""
+    if pos is None:
+        return None, None
+    first, pos = len(pos) - length, pos.contiguous()
+    return pos[first:], pos[:first] if first else None
