@@ -6,6 +6,15 @@ They check their arguments (never the values inside tensors), and build each los
 from .augment import augment_views, view_parameters
 from .contrastive import nt_xent, pairwise_logsumexp
 from .koleo import koleo
+from .mask_patterns import (
+    TargetMasks,
+    block_masks,
+    grid_mask,
+    masked_counts,
+    modality_masks,
+    target_masks,
+    unit_masks,
+)
 from .masking import Masks, gather_tokens, masks_from_noise, random_masks, unshuffle_tokens, visible_patches
 from .prototypes import prototype_cross_entropy
 from .reconstruction import patch_loss
@@ -14,11 +23,16 @@ from .soft_target import masked_soft_target_cross_entropy, soft_target_cross_ent
 
 __all__ = [
     "Masks",
+    "TargetMasks",
     "augment_views",
+    "block_masks",
     "gather_tokens",
+    "grid_mask",
     "koleo",
+    "masked_counts",
     "masked_soft_target_cross_entropy",
     "masks_from_noise",
+    "modality_masks",
     "nt_xent",
     "pairwise_logsumexp",
     "patch_loss",
@@ -26,6 +40,8 @@ __all__ = [
     "random_masks",
     "sinkhorn_knopp",
     "soft_target_cross_entropy",
+    "target_masks",
+    "unit_masks",
     "unshuffle_tokens",
     "view_parameters",
     "visible_patches",
