@@ -15,9 +15,11 @@ from fastssl.benchmarks import (
     gpu_augment,
     gpu_family,
     gpu_koleo,
+    gpu_masking,
     gpu_patch_loss,
     gpu_sinkhorn_knopp,
     gpu_soft_target,
+    gpu_unshuffle,
     limits,
     timing,
 )
@@ -147,7 +149,9 @@ def test_the_share_of_a_training_step_is_a_line_of_the_report():
     assert found["lines"][0] in gpu.table([outcome])
 
 
-@pytest.mark.parametrize("module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo, gpu_patch_loss, gpu_augment])
+@pytest.mark.parametrize(
+    "module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo, gpu_masking, gpu_unshuffle, gpu_patch_loss, gpu_augment]
+)
 def test_small_and_large_targets_verify_the_same_list(module):
     small, large = (module.verifications(Target(small=small)) for small in (True, False))
     assert [one.dtype for one in small] == [one.dtype for one in large]
@@ -155,7 +159,9 @@ def test_small_and_large_targets_verify_the_same_list(module):
     assert len({(one.title, one.dtype) for one in large}) == len(large)
 
 
-@pytest.mark.parametrize("module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo, gpu_patch_loss, gpu_augment])
+@pytest.mark.parametrize(
+    "module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo, gpu_masking, gpu_unshuffle, gpu_patch_loss, gpu_augment]
+)
 def test_every_baseline_of_a_timed_case_exists_and_one_is_compiled(module):
     timed = module.cases(Target())
     assert len({case.title for case in timed}) == len(timed)
