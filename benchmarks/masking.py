@@ -85,7 +85,7 @@ def truth(case: Case, inputs: tuple[Tensor, ...], seed: int) -> list[Expected]:
     """The published form in float64."""
     x, pos, token, noise, gradient = inputs
     wide = [x.detach().double().requires_grad_(), pos.double(), token.detach().double().requires_grad_()]
-    loss, out, mask = published(*wide, noise, gradient.double(), keep=kept(case))
+    loss, out, mask = published(wide[0], wide[1], wide[2], noise, gradient.double(), keep=kept(case))
     loss.backward()
     dx, dtoken = wide[0].grad, wide[2].grad
     assert dx is not None and dtoken is not None

@@ -40,7 +40,7 @@ def variants(major: int) -> list[Variant]:
             **{f"{name}_{channel}": "fp32" for name in ("mean", "factor") for channel in range(4)},
         }  # fmt: skip
         sizes = {"HEIGHT": 16, "WIDTH": 16, "BLOCK": patches.block_n}
-        out.append(_variant(f"patches {pixels} {dtype}", "moves:patches_kernel", patches, signature, **sizes))
+        out.append(_variant(f"patches {pixels} {dtype}", "moves:patches_kernel", patches, signature, (), **sizes))
     return out
 
 

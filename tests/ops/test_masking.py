@@ -265,6 +265,22 @@ def test_dtypes_are_promoted(backend, device):
         assert functional.gather_tokens(x.half(), ids, pos[0, 1:].bfloat16()).dtype == torch.float32
 
 
+def test_one_graph():
+    """Nothing breaks it: no value is read, and seeds are arguments."""
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def step(x: Tensor, index: Tensor, pos: Tensor, token: Tensor) -> Tensor:
+        masks = functional.random_masks(index, x.shape[1], mask_ratio=0.5, seed=3)
+        out = functional.gather_tokens(x, masks.keep, pos, token)
+        return functional.unshuffle_tokens(out, masks.restore, token, pos, num_prefix_tokens=1).square().sum()
+
+    x, pos, token = (torch.randn(*shape, requires_grad=True) for shape in ((2, 8, 4), (9, 4), (1, 1, 4)))
+    step(x, torch.arange(2), pos, token).backward()
+    masks = functional.random_masks(torch.arange(2), 8, mask_ratio=0.5, seed=3)
+    removed = masks.mask.bool()
+    assert x.grad is not None and not x.grad[removed].any() and x.grad[~removed].all()
+
+
 # Patches
 
 

@@ -45,7 +45,7 @@ def masks_from_noise(noise: Tensor, *, keep: int) -> tuple[Tensor, Tensor, Tenso
     """See ``reference.masks_from_noise``."""
     noise = noise.contiguous()
     key = {"index": 0, "seed": 0, "epoch": 0, "view": 0}
-    return _masks(*noise.shape, keep, noise=noise.data_ptr(), dtype=DTYPES[noise.dtype], **key)
+    return _masks(noise.shape[0], noise.shape[1], keep, noise=noise.data_ptr(), dtype=DTYPES[noise.dtype], **key)
 
 
 def _masks(batch: int, length: int, keep: int, **source: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
