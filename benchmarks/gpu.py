@@ -66,7 +66,9 @@ from fastssl.benchmarks.gpu_family import Target  # noqa: E402
 from fastssl.benchmarks.jobs import Deadline, Job, Outcome, Results, run_jobs  # noqa: E402
 from fastssl.benchmarks.limits import Limits  # noqa: E402
 
-FAMILIES = ("soft_target", "nt_xent", "sinkhorn_knopp", "koleo", "masking", "unshuffle", "patch_loss", "augment", "training")
+FAMILIES = (
+    "soft_target", "nt_xent", "sinkhorn_knopp", "koleo", "masking", "unshuffle", "patch_loss", "augment", "training",
+)  # fmt: skip
 TOTAL_SECONDS = 520  # all sections together
 # A case of few calls: the GPU is steady, and there are many cases. The backward pass alone says nothing: fastssl and
 # the chunked forms have the gradient already when it starts.
