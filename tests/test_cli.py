@@ -134,7 +134,7 @@ def test_a_checkpoint_is_tested_as_in_training(tmp_path, monkeypatch, capsys):
         (["simclr"], "checkpoint"),
         (["simclr", "--checkpoint", "rn"], "there is no file 'rn'"),
         (["dino", "--checkpoint", "run"], "'run/last.ckpt' is of the method 'simclr'; fastssl test simclr"),
-        (["simcl"], "no method 'simcl'; did you mean simclr?"),
+        (["simcl"], "no method 'simcl'; did you mean simclr or simmim?"),
     ):
         assert main(["test", *arguments]) == 2
         printed = capsys.readouterr().err
