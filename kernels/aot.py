@@ -11,13 +11,12 @@ variants that it ships in ``<family>/aot.py``; this file knows none of them::
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,20 +154,37 @@ def report(variant: Variant, capability: int, disassembled: bool = True) -> Repo
     )
 
 
-def reports(jobs: list[tuple[Variant, int]], workers: int | None = None) -> list[Report]:
-    """Reports of (variant, capability) pairs, compiled in parallel processes.
-
-    Disassembled is only what must contain tensor-core instructions.
-    """
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        return list(pool.map(report, *zip(*jobs, strict=True), [variant.tensor_cores for variant, _ in jobs]))
-
-
 def shipped_variants(major: int) -> list[Variant]:
     """The variants of every family for an architecture (8, 9, 10)."""
     folders = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg]
     modules = [importlib.import_module(f"{__package__}.{name}.aot") for name in folders]
     return [variant for module in modules for variant in module.variants(major)]
+
+
+def covering(jobs: Sequence[tuple[Variant, int]]) -> list[tuple[Variant, int]]:
+    """Few of these (variant, capability) pairs that show most of what all of them show.
+
+    They have every kernel, every value of every constant, every type of every argument, and every number of warps and
+    stages that a kernel is compiled with; kernels with tensor cores, of which Triton makes different code for each
+    architecture, have all of that on each of them. What is left out are combinations.
+    """
+    shown = [_shows(*job) for job in jobs]
+    missing = set().union(*shown)
+    chosen = set()
+    while missing:
+        best = max(range(len(jobs)), key=lambda i: len(shown[i] & missing))
+        chosen.add(best)
+        missing -= shown[best]
+    return [jobs[i] for i in sorted(chosen)]
+
+
+def _shows(variant: Variant, capability: int) -> set[tuple[Any, ...]]:
+    properties = {
+        **variant.signature, **variant.constants, "warps": variant.warps, "stages": variant.stages,
+        "aligned": bool(variant.divisible),
+    }  # fmt: skip
+    where = variant.kernel, capability if variant.tensor_cores else None
+    return {where, *((*where, name, value) for name, value in properties.items())}
 
 
 def main(arguments: list[str]) -> None:
