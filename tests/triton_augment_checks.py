@@ -146,7 +146,7 @@ def test_steps_that_mix_channels_do_nothing_to_other_numbers_of_channels():
     assert torch.equal(views, views[:1].expand_as(views))
 
 
-@pytest.mark.parametrize("channels", [2, 7])
+@pytest.mark.parametrize("channels", [2, pytest.param(7, marks=pytest.mark.exhaustive)])
 def test_any_number_of_channels(channels):
     steps = [s for s in EVERY_STEP if s[0] in (Code.BRIGHTNESS, Code.BLUR, Code.ROTATE, Code.CUTOUT, Code.NOISE)]
     records = [record_of(step, (Code.SOBEL,)) for step in steps[::3]]
@@ -154,7 +154,10 @@ def test_any_number_of_channels(channels):
     assert_right(images_of(len(records), channels, 18, 23, "HWC"), records, (13, 17), mean=mean, std=std)
 
 
-@pytest.mark.parametrize("seed, size, dtype", [(0, (13, 17), torch.float32), (1, (18, 18), torch.bfloat16)])
+@pytest.mark.parametrize(
+    "seed, size, dtype",
+    [(0, (13, 17), torch.float32), pytest.param(1, (18, 18), torch.bfloat16, marks=pytest.mark.exhaustive)],
+)
 def test_random_programs_in_random_orders(seed, size, dtype):
     # without what jumps at a threshold, which rounding before it may cross
     smooth = [step for step in EVERY_STEP if step[0] != Code.SOLARIZE and not (step[0] == Code.ROTATE and not step[2])]
@@ -179,14 +182,14 @@ def test_every_dtype_of_views(dtype):
 
 
 # of width 1 only where the height stays: torch's interpolation is wrong where both change
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), (8, 32), (9, 33)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), pytest.param((8, 32), marks=pytest.mark.exhaustive), (9, 33)])
 def test_views_of_any_size(size):
     steps = [(Code.CONTRAST, 0.5), (Code.BLUR, 2.0, 7), (Code.ROTATE, 10.0, 1, 0.3), (Code.SOBEL,), (Code.NOTHING,)]
     records = [record_of(step, (Code.NOISE, 0.1, 0.0, 5, 6, 1), crop=(2, 3, 5, 4)) for step in steps]
     assert_right(images_of(5, 3, 18, 23), records, size)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (13, 17)])
+@pytest.mark.parametrize("size", [(13, 17), pytest.param((16, 16), marks=pytest.mark.exhaustive)])
 def test_every_flip_and_turn(size):
     records = [record_of(flips=(n & 1, n >> 1 & 1), turns=n >> 2) for n in range(16)]
     assert_right(images_of(16, 1, 18, 23), records, size)
@@ -204,13 +207,13 @@ def test_a_crop_of_the_views_size_is_a_copy():
     assert torch.allclose(255 * views[1], images[1, :, 12:, 11:].float(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("bicubic", [False, True])
+@pytest.mark.parametrize("bicubic", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_twenty_times_smaller(bicubic):
     records = [record_of(crop=crop) for crop in ((3, 4, 60, 6), (3, 4, 3, 101))]
     assert_right(images_of(2, 1, 70, 110), records, (3, 5), bicubic=bicubic)
 
 
-@pytest.mark.parametrize("view", [20_011, 19_990])
+@pytest.mark.parametrize("view", [20_011, pytest.param(19_990, marks=pytest.mark.exhaustive)])
 def test_pixels_far_from_the_edge_of_a_wide_photograph(view):
     # in fp32 the centre of a tap is off by 1e-3 of a pixel here
     with TILES.override(**SMALL_TILES | {"resample": Tile(1, 4096, 0, 4, 1)}):
