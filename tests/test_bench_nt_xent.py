@@ -119,7 +119,11 @@ def test_the_symmetric_baseline_is_right(dtype, temperature, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("compiled-symmetric", torch.bfloat16), ("chunked-compiled", torch.float32)]
+    ("name", "dtype"),
+    [
+        pytest.param("compiled-symmetric", torch.bfloat16, marks=pytest.mark.exhaustive),
+        ("chunked-compiled", torch.float32),
+    ],
 )
 def test_baselines_are_right_when_they_are_compiled(name, dtype, monkeypatch):
     monkeypatch.setitem(nt_xent_baselines.BLOCK_ROWS, "cpu", 8)

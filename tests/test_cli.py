@@ -169,6 +169,7 @@ def test_two_processes_train_together(tmp_path):
     assert float(row["mi_bound"]) + float(row["loss"]) == pytest.approx(math.log(63), abs=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_torchrun_does_not_write_over_a_run(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.ckpt").write_text("precious")

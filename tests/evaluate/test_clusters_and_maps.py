@@ -67,7 +67,7 @@ def test_kmeans_names_what_is_wrong():
         kmeans(rings(8, 0), rings(8, 1), 4, starts=0)
 
 
-@pytest.mark.parametrize("name", ["tsne", "umap"])
+@pytest.mark.parametrize("name", ["tsne", pytest.param("umap", marks=pytest.mark.exhaustive)])  # it compiles
 def test_a_map_keeps_neighbours_and_repeats(name):
     if name == "umap":
         pytest.importorskip("umap")
