@@ -82,6 +82,7 @@ def test_a_map_keeps_neighbours_and_repeats(name):
     assert np.array_equal(make(x, seed=3), placed)
 
 
+@pytest.mark.exhaustive
 def test_umap_leaves_the_number_of_threads():
     pytest.importorskip("umap")
     before = torch.get_num_threads()
