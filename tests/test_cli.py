@@ -277,7 +277,7 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path):
     [
         (["fti"], "fastssl: no command 'fti'; did you mean fit?"),
         (["--verson"], "fastssl: no option '--verson'; did you mean --version?"),
-        (["fit", "simlcr"], "fastssl fit: no method 'simlcr'; did you mean simclr?"),
+        (["fit", "simlcr"], "fastssl fit: no method 'simlcr'; did you mean simclr or simmim?"),
         (["fit", "xyz"], "fastssl fit: no method 'xyz'; choose from simclr"),
         (["fit", "simclr", "--config", "simclr_foto"], "no configuration and no file 'simclr_foto'; did you mean sim"),
         (["fit", "simclr", "--resume", "no.ckpt"], "--resume must be a checkpoint, there is no file 'no.ckpt'"),
