@@ -32,6 +32,7 @@ from augment_cases import (
     record,
     truth,
 )
+from compiled import alone_in
 from torch import Tensor
 
 from fastssl import _extension
@@ -47,12 +48,14 @@ pytestmark = pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason="no C+
 @pytest.fixture(scope="module")
 def device(tmp_path_factory) -> ctypes.CDLL:
     """The kernels' code as a library of the host."""
-    output = tmp_path_factory.mktemp("device") / "device.so"
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
     source = ROOT / "tests" / "cpp" / "augment_device.cpp"
-    result = subprocess.run([*COMPILER, *flags, str(source), "-o", str(output)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return ctypes.CDLL(str(output))
+    with alone_in("device", tmp_path_factory) as folder:
+        output = folder / "device.so"
+        if not output.exists():
+            result = subprocess.run([*COMPILER, *flags, str(source), "-o", str(output)], capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr
+        return ctypes.CDLL(str(output))
 
 
 def pointer(x: Tensor | None) -> ctypes.c_void_p:

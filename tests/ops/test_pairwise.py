@@ -384,7 +384,7 @@ def test_gradcheck(backend, device, rules):
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True), (False, False)])
+@pytest.mark.parametrize("needs", [(True, False), (False, True)])
 def test_opcheck(backend, device, needs):
     with serving(backend, device):
         q, k = (random(n, 8, device=device).requires_grad_(need) for n, need in zip((6, 9), needs, strict=True))
@@ -503,7 +503,7 @@ def test_nt_xent_passes_nan_on_and_survives_zeros(backend, device):
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@pytest.mark.parametrize("needs", [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize("needs", [(True, False), (True, True)])
 def test_nt_xent_opcheck(backend, device, needs):
     with serving(backend, device):
         z0, z1 = (random(6, 8, device=device, seed=seed).requires_grad_(need) for seed, need in enumerate(needs))
