@@ -33,7 +33,7 @@ ALLOWED = 2e-5
 # Small tiles of different shapes, so that small views have many; programs go through several of them.
 SMALL_TILES = {
     "resample": Tile(8, 32, 0, 4, 1),
-    "blur_rows": Tile(4, 32, 0, 4, 1),
+    "blur_rows": Tile(16, 16, 0, 4, 1),
     "barrier": Tile(16, 8, 0, 4, 1),
     "draw": Tile(1, 4096, 0, 1, 1),
 }
@@ -58,7 +58,7 @@ def images_of(batch, channels, height, width, layout="CHW", seed=0):
     return inside.copy_(values)
 
 
-def record_of(*steps, crop=(2, 3, 12, 16), flips=(0, 0), turns=0, slots=0):
+def record_of(*steps, crop=(2, 3, 8, 11), flips=(0, 0), turns=0, slots=0):
     """The numbers of one image: steps (code, a, b, ...), followed by empty ones up to ``slots``."""
     numbers = [*crop, *flips, turns, 0]
     for step in (*steps, *[(0,)] * (slots - len(steps))):
@@ -131,32 +131,32 @@ EVERY_STEP = [
 def test_every_step_alone():
     records = [record_of(step) for step in EVERY_STEP]
     mean, std = FIRST_CHANNELS[:3], FIRST_CHANNELS[-3:]
-    assert_right(images_of(len(records), 3, 18, 23), records, (13, 17), mean=mean, std=std)
+    assert_right(images_of(len(records), 3, 18, 23), records, (9, 13), mean=mean, std=std)
 
 
 def test_every_step_that_knows_colors_on_gray_images():
     records = [record_of(step) for step in EVERY_STEP if step[0] in record.COLOR_CODES]
-    assert_right(images_of(len(records), 1, 18, 23), records, (13, 17), mean=0.4, std=0.3)
+    assert_right(images_of(len(records), 1, 18, 23), records, (9, 13), mean=0.4, std=0.3)
 
 
 def test_steps_that_mix_channels_do_nothing_to_other_numbers_of_channels():
     steps = [(Code.SATURATION, 0.3), (Code.HUE, 0.2), (Code.GRAYSCALE,), (Code.CONTRAST, 0.4)]
     images = images_of(1, 4, 18, 23).expand(5, -1, -1, -1)
-    views = solve(triton, images, [record_of(slots=1), *(record_of(step) for step in steps)], (13, 17))
+    views = solve(triton, images, [record_of(slots=1), *(record_of(step) for step in steps)], (9, 13))
     assert torch.equal(views, views[:1].expand_as(views))
 
 
-@pytest.mark.parametrize("channels", [2, pytest.param(7, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("channels", [2, 7])
 def test_any_number_of_channels(channels):
     steps = [s for s in EVERY_STEP if s[0] in (Code.BRIGHTNESS, Code.BLUR, Code.ROTATE, Code.CUTOUT, Code.NOISE)]
-    records = [record_of(step, (Code.SOBEL,)) for step in steps[::3]]
+    records = [record_of(step, (Code.SOBEL,)) for step in steps[::4]]
     mean, std = FIRST_CHANNELS[:channels], FIRST_CHANNELS[::-1][:channels]
-    assert_right(images_of(len(records), channels, 18, 23, "HWC"), records, (13, 17), mean=mean, std=std)
+    assert_right(images_of(len(records), channels, 18, 23, "HWC"), records, (9, 13), mean=mean, std=std)
 
 
 @pytest.mark.parametrize(
     "seed, size, dtype",
-    [(0, (13, 17), torch.float32), pytest.param(1, (18, 18), torch.bfloat16, marks=pytest.mark.exhaustive)],
+    [(0, (9, 13), torch.float32), pytest.param(1, (18, 18), torch.bfloat16, marks=pytest.mark.exhaustive)],
 )
 def test_random_programs_in_random_orders(seed, size, dtype):
     # without what jumps at a threshold, which rounding before it may cross
@@ -164,32 +164,32 @@ def test_random_programs_in_random_orders(seed, size, dtype):
     rng = np.random.default_rng(seed)
     records = [
         record_of(
-            *(smooth[i] for i in rng.integers(0, len(smooth), 4)),
+            *(smooth[i] for i in rng.integers(0, len(smooth), 3)),
             crop=(rng.integers(4), rng.integers(4), rng.integers(1, 15), rng.integers(1, 20)),
             flips=rng.integers(0, 2, 2),
             turns=rng.integers(4),
         )
-        for _ in range(5)
+        for _ in range(4)
     ]
-    assert_right(images_of(5, 3, 18, 23, "HWC"), records, size, 5 * ALLOWED, dtype=dtype, std=0.25)
+    assert_right(images_of(4, 3, 18, 23, "HWC"), records, size, 5 * ALLOWED, dtype=dtype, std=0.25)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_dtype_of_views(dtype):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_views_in_16_bits(dtype):
     steps = [(Code.CONTRAST, 0.5), (Code.HUE, 0.1), (Code.BLUR, 1.0, 5)]
-    records = [record_of(*steps[:n], slots=3) for n in range(4)]
-    assert_right(images_of(4, 3, 18, 23), records, (13, 17), dtype=dtype, mean=0.45, std=0.22)
+    records = [record_of(*steps[:n], slots=3) for n in (0, 2, 3)]  # ends in each kernel
+    assert_right(images_of(3, 3, 18, 23), records, (9, 13), dtype=dtype, mean=0.45, std=0.22)
 
 
 # of width 1 only where the height stays: torch's interpolation is wrong where both change
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), pytest.param((8, 32), marks=pytest.mark.exhaustive), (9, 33)])
 def test_views_of_any_size(size):
-    steps = [(Code.CONTRAST, 0.5), (Code.BLUR, 2.0, 7), (Code.ROTATE, 10.0, 1, 0.3), (Code.SOBEL,), (Code.NOTHING,)]
+    steps = [(Code.CONTRAST, 0.5), (Code.BLUR, 2.0, 7), (Code.ROTATE, 10.0, 1, 0.3), (Code.SOBEL,)]
     records = [record_of(step, (Code.NOISE, 0.1, 0.0, 5, 6, 1), crop=(2, 3, 5, 4)) for step in steps]
-    assert_right(images_of(5, 3, 18, 23), records, size)
+    assert_right(images_of(4, 3, 18, 23), records, size)
 
 
-@pytest.mark.parametrize("size", [(13, 17), pytest.param((16, 16), marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("size", [(9, 13), pytest.param((16, 16), marks=pytest.mark.exhaustive)])
 def test_every_flip_and_turn(size):
     records = [record_of(flips=(n & 1, n >> 1 & 1), turns=n >> 2) for n in range(16)]
     assert_right(images_of(16, 1, 18, 23), records, size)
@@ -220,8 +220,7 @@ def test_pixels_far_from_the_edge_of_a_wide_photograph(view):
         assert_right(images_of(1, 1, 1, 20_000), [record_of(crop=(0, 0, 1, 20_000))], (1, view))
 
 
-@pytest.mark.parametrize("layout", ["CHW", "HWC"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout, channels", [("CHW", 1), ("HWC", 3)])
 def test_stacks_in_any_layout(layout, channels):
     images = images_of(4, channels, 18, 23, layout)
     records = [record_of(turns=turns) for turns in (0, 1)]
@@ -230,11 +229,12 @@ def test_stacks_in_any_layout(layout, channels):
     assert_right(images[:1].expand(2, -1, -1, -1), records, (14, 14))
 
 
-@pytest.mark.parametrize("count", [1, 3, 18])
+@pytest.mark.parametrize("count", [3, 18])
 def test_lists_of_images_of_any_size_and_layout(count):
     # up to 16 images the table is written by a kernel
     images = [images_of(1, 3, 5 + n, 29 - n, "HWC" if n % 2 else "CHW", seed=n)[0] for n in range(count)]
-    records = [record_of((Code.CONTRAST, 0.5), crop=(n // 2, 1, 4, 9)) for n in range(count)]
+    steps = [(Code.CONTRAST, 0.5)] if count == 3 else []
+    records = [record_of(*steps, crop=(n // 2, 1, 4, 9)) for n in range(count)]
     assert_right(images, records, (7, 9))
 
 
@@ -242,7 +242,7 @@ def test_several_views_of_one_call():
     images = images_of(2, 3, 18, 23)
     records = [[record_of((Code.BLUR, 1.0, 5))] * 2, [record_of(slots=0)] * 2]
     tensors = [torch.tensor(each, dtype=torch.float32) for each in records]
-    how = {"heights": [9, 20], "widths": [12, 5], "bicubic": [True, False], "passes": [1, 0]}
+    how = {"heights": [9, 18], "widths": [12, 5], "bicubic": [True, False], "passes": [1, 0]}
     how |= {"mean": [0.5] * 3, "std": [0.2] * 3, "dtype": torch.float32}
     got = triton.augment_views([images], tensors, **how)
     for n, view in enumerate(got):
@@ -254,25 +254,25 @@ def test_with_enough_passes_views_are_whole_and_with_fewer_they_are_nan():
     steps = [(Code.CONTRAST, 0.5), (Code.GRAYSCALE,), (Code.BLUR, 1.0, 5)]
     records = [record_of(*steps[:n], slots=3) for n in range(4)]
     images = images_of(4, 3, 18, 23)
-    whole = solve(triton, images, records, (13, 17))
+    whole = solve(triton, images, records, (9, 13))
     assert whole.isfinite().all()
     for passes, done in ((0, 1), (1, 3), (2, 4)):
-        views = solve(triton, images, records, (13, 17), passes=passes)
+        views = solve(triton, images, records, (9, 13), passes=passes)
         assert torch.equal(views[:done], whole[:done]) and views[done:].isnan().all()
 
 
 def test_long_records():
     steps = [(Code.NOTHING,)] * 20 + [(Code.BLUR, 1.0, 3), (Code.BRIGHTNESS, 1.5), (Code.CONTRAST, 0.3)]
     records = [record_of(*steps), record_of(*steps[::-1])]
-    assert_right(images_of(2, 3, 18, 23), records, (13, 17), passes=2)
+    assert_right(images_of(2, 3, 18, 23), records, (9, 13), passes=2)
 
 
 def test_images_that_take_turns_in_the_buffers_give_the_same_bits(monkeypatch):
     images, records = images_of(5, 3, 18, 23), [record_of(step) for step in EVERY_STEP[1:22:4][:5]]
-    together = solve(triton, images, records, (13, 17))
-    monkeypatch.setattr(triton, "BUFFER_BYTES", 2 * 3 * 13 * 17 * 4 + 8)
+    together = solve(triton, images, records, (9, 13))
+    monkeypatch.setattr(triton, "BUFFER_BYTES", 2 * 3 * 9 * 13 * 4 + 8)
     before = images.clone()
-    assert torch.equal(solve(triton, images, records, (13, 17)), together)
+    assert torch.equal(solve(triton, images, records, (9, 13)), together)
     assert torch.equal(images, before)
 
 
@@ -325,10 +325,10 @@ BAD_NUMBERS = [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, -7.0, 1e9
 @pytest.mark.parametrize("ragged", [False, True])
 def test_garbage_in_records_reads_and_writes_nothing_outside(ragged):
     rng = np.random.default_rng(ragged)
-    count = 12
+    count = 6
     numbers = rng.choice(BAD_NUMBERS, (count, 8 + 6 * 2))
     numbers[:, 8::6] = rng.choice([*range(13), float("nan"), 1e30], (count, 2))
-    numbers[::4, :8] = record_of()
+    numbers[::3, :8] = record_of()
     records = torch.tensor(numbers, dtype=torch.float32)
     stack = images_of(count, 3, 12, 14)
     images = list(stack) if ragged else stack
@@ -394,7 +394,7 @@ def draws(index, crop, steps=(), *, sizes=None, size=(96, 120), view=(32, 48), s
 
 @pytest.mark.parametrize("seed, epoch, number", [(0, 0, 0), (2**64 - 3, 2**32 - 1, 2**32 - 1), (-5, 12, 1)])
 def test_records_of_thousands_of_keys_are_the_references(seed, epoch, number):
-    index = torch.arange(4000) * 1_234_567_891
+    index = torch.arange(1500) * 1_234_567_891
     drawn = draws(index, CROPS[0], EVERYTHING, seed=seed, epoch=epoch, number=number)
     codes = drawn[:, 8::6]
     assert (codes != 0).any(0).all() and (codes == 0).any(0).all()
