@@ -40,9 +40,17 @@ def assert_accurate(problem):
     assert all(ratio <= 1 for ratio in ratios.values()), ratios
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("s, t, b, k", [(4, 2, 3, 128), (5, 2, 2, 100), (2, 1, 4, 33), (2, 3, 2, 65), (1, 1, 7, 31)])
-def test_sizes_that_fit_the_tiles_and_sizes_that_do_not(dtype, s, t, b, k):
+@pytest.mark.parametrize(
+    "s, t, b, k, dtype",
+    [
+        *((5, 2, 2, 100, dtype) for dtype in DTYPES),
+        (4, 2, 3, 128, torch.float32),
+        (2, 1, 4, 33, torch.bfloat16),
+        (2, 3, 2, 65, torch.float32),
+        (1, 1, 7, 31, torch.float16),
+    ],
+)
+def test_sizes_that_fit_the_tiles_and_sizes_that_do_not(s, t, b, k, dtype):
     assert_accurate(Problem(s=s, t=t, b=b, k=k, dtype=dtype, skip_same_view=s > 1))
 
 
@@ -61,15 +69,16 @@ def test_few_columns(k):
 @pytest.mark.parametrize("potential", [None, "shared", "per teacher"])
 @pytest.mark.parametrize("row_potential", [False, True])
 @pytest.mark.parametrize("weight", [False, True])
-@pytest.mark.parametrize("skip_same_view", [False, True])
-def test_every_combination_of_what_may_be_given(potential, row_potential, weight, skip_same_view):
+def test_every_combination_of_what_may_be_given(potential, row_potential, weight):
+    skip_same_view = row_potential != weight  # both with each of the others
     given = {"potential": potential, "row_potential": row_potential, "weight": weight}
     assert_accurate(Problem(s=2, b=2, k=40, skip_same_view=skip_same_view, **given))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype, teacher_dtype", [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)])
-def test_views_that_lie_anywhere(layout, dtype, teacher_dtype):
+def test_views_that_lie_anywhere(layout):
+    dtypes = [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)]
+    dtype, teacher_dtype = dtypes[LAYOUTS.index(layout) % 2]  # in turn
     assert_accurate(Problem(s=5, b=2, k=48, dtype=dtype, teacher_dtype=teacher_dtype, layout=layout, weight=True))
 
 
@@ -100,9 +109,9 @@ def test_only_rows_that_begin_and_end_at_16_bytes_are_called_aligned():
         assert not triton_views.Views.of([odd]).aligned
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_chosen_by_weights_as_ibot_has_them(dtype):
-    assert_accurate(Problem(s=1, t=1, b=18, k=70, dtype=dtype, weight=True, skip_same_view=False))
+    assert_accurate(Problem(s=1, t=1, b=11, k=70, dtype=dtype, weight=True, skip_same_view=False))
 
 
 def test_many_groups_of_images_and_many_slots_of_records(monkeypatch):
@@ -125,8 +134,7 @@ def test_in_place_the_gradients_stand_where_the_logits_stood_and_nowhere_else(la
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(teacher, problem.teacher, strict=True))
 
 
-@pytest.mark.parametrize("offset", [1e4, -1e4])
-@pytest.mark.parametrize("row_potential", [False, True])
+@pytest.mark.parametrize("offset, row_potential", [(1e4, False), (-1e4, True)])
 def test_a_common_offset_of_the_students_logits_changes_nothing(offset, row_potential):
     assert_accurate(Problem(s=3, k=100, offset=offset, row_potential=row_potential))
 
@@ -142,9 +150,9 @@ def test_a_common_offset_costs_the_loss_no_accuracy():
     assert torch.allclose(*losses, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_spread_of_10_at_a_temperature_of_0_04(dtype):
-    assert_accurate(Problem(s=3, k=100, spread=10.0, dtype=dtype))
+    assert_accurate(Problem(s=2, k=70, spread=10.0, dtype=dtype))
 
 
 def test_the_first_chunk_far_below_the_others_and_the_last_one_too():
@@ -168,7 +176,7 @@ def test_prototypes_masked_by_minus_infinity_in_the_teacher():
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("chunk", [0, 1, 3])
+@pytest.mark.parametrize("chunk", [0, 3])
 def test_nan_reaches_its_image_and_no_other(chunk):
     problem = Problem(s=3, k=100)
     problem.student[0][2, 1, 32 * chunk + 2] = float("nan")
@@ -187,17 +195,17 @@ def test_nan_reaches_its_image_and_no_other(chunk):
 @pytest.mark.parametrize("factor", [2.0**16, 2.0**-16])
 def test_float16_gradients_take_the_loss_scaler_before_they_are_rounded(factor):
     # 2^16 overflows float16 and 2^-16 vanishes in it; the gradient times either does not
-    problem = Problem(dtype=torch.float16, k=100, s=3, spread=0.03)
+    problem = Problem(dtype=torch.float16, k=70, s=2, spread=0.03)
     problem.d_loss *= factor / 64
     assert_accurate(problem)
 
 
 def test_weights_may_be_negative_and_large():
-    problem = Problem(weight=True, b=5)
+    problem = Problem(weight=True, b=5, k=40)
     problem.weight_tensor[1], problem.weight_tensor[2] = -3.0, 1e6
     assert solve(problem, triton)[0].isfinite().all()
     problem.weight_tensor.clamp_(max=10)
-    plain = Problem(b=5)
+    plain = Problem(b=5, k=40)
     plain.student, plain.teacher = problem.student, problem.teacher
     weighted, unweighted = solve(problem, triton)[0], solve(plain, triton)[0]
     taken = problem.weight_tensor != 0
@@ -233,7 +241,7 @@ def test_the_step_is_both_operators():
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_input_same_bits_and_inputs_untouched(dtype):
     problem = Problem(s=3, k=70, dtype=dtype, layout="apart")
     before = [stack.clone() for stack in (*problem.student, *problem.teacher)]
