@@ -50,9 +50,17 @@ def assert_accurate(case):
 NT_XENT = {"positives": "pair", "exclude_self": True}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m, d", [(54, 24), (64, 64), (2, 1), (34, 300)])
-def test_nt_xent(dtype, m, d):
+@pytest.mark.parametrize(
+    "m, d, dtype",
+    [
+        *((54, 24, dtype) for dtype in DTYPES),
+        (64, 64, torch.bfloat16),
+        (2, 1, torch.float32),
+        (34, 300, torch.float32),
+        (34, 300, torch.float16),
+    ],
+)
+def test_nt_xent(m, d, dtype):
     assert_accurate(Case(m=m, d=d, dtype=dtype, rules=NT_XENT))
 
 
@@ -72,10 +80,11 @@ def test_full_rows_where_an_architecture_has_no_symmetric_form():
         assert_accurate(Case(rules=NT_XENT))
 
 
-@pytest.mark.parametrize("online", [False, True])
 @pytest.mark.parametrize("positives", ["none", "diagonal", "pair", "key"])
 @pytest.mark.parametrize("exclude_self, exclude_positives", [(False, False), (False, True), (True, False)])
-def test_every_rule_on_a_rectangle(online, positives, exclude_self, exclude_positives):
+def test_every_rule_on_a_rectangle(positives, exclude_self, exclude_positives):
+    # Each kind of positives and each exclusion meets the fixed shift and the one that follows the data.
+    online = exclude_self == (positives in ("none", "pair"))
     rules = {
         "positives": positives,
         "exclude_self": exclude_self,
@@ -91,8 +100,7 @@ def test_every_rule_on_a_rectangle(online, positives, exclude_self, exclude_posi
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
-@pytest.mark.parametrize("positives", ["diagonal", "key"])
+@pytest.mark.parametrize("dtype, positives", [(torch.bfloat16, "key"), (torch.float16, "diagonal")])
 def test_16_bit_rectangle(dtype, positives):
     assert_accurate(
         Case(m=37, n=51, dtype=dtype, weights=("row", "row_positive", "col"), rules={"positives": positives})
@@ -106,17 +114,19 @@ def test_every_rule_on_a_square_of_the_same_rows(positives, exclude_positives):
     assert_accurate(Case(rules={**rules, "row_offset": 6, "col_offset": 6}))
 
 
-@pytest.mark.parametrize("row_offset, col_offset", [(0, 200), (5, 5), (7, 7), (100, 0), (17, 16)])
+@pytest.mark.parametrize("row_offset, col_offset", [(0, 200), (7, 7), (65, 0), (17, 16)])
 @pytest.mark.parametrize("positives", ["diagonal", "pair"])
 def test_global_offsets_that_fall_anywhere(row_offset, col_offset, positives):
     rules = {"positives": positives, "exclude_self": positives == "pair"}
     assert_accurate(
-        Case(m=40, n=120, rules={**rules, "row_offset": row_offset, "col_offset": col_offset}, weights=("row", "col"))
+        Case(m=40, n=81, rules={**rules, "row_offset": row_offset, "col_offset": col_offset}, weights=("row", "col"))
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("row_step, row_offset", [(2, 0), (2, 1), (5, 3)])
+@pytest.mark.parametrize(
+    "row_step, row_offset, dtype",
+    [(2, 0, torch.float32), (2, 0, torch.float16), (2, 1, torch.bfloat16), (5, 3, torch.float32)],
+)
 def test_gradient_for_every_other_row(dtype, row_step, row_offset):
     case = Case(
         m=20, n=64, dtype=dtype, row_step=row_step, rules={**NT_XENT, "row_offset": row_offset},
@@ -130,8 +140,13 @@ def test_gradient_for_every_other_row(dtype, row_step, row_offset):
     assert ((ours - truth).norm(dim=1) / terms[:, 0]).max() <= allowed
 
 
-@pytest.mark.parametrize("weights", [("row",), ("col",), ("row_positive",), ("col_positive",), ("row", "col_positive")])
-@pytest.mark.parametrize("logit_scale", [None, 1.5])
+@pytest.mark.parametrize(
+    "weights, logit_scale",
+    [
+        (("row",), None), (("row",), 1.5), (("col",), 1.5), (("row_positive",), None), (("col_positive",), 1.5),
+        (("row", "col_positive"), None),
+    ],
+)  # fmt: skip
 def test_missing_weights_mean_absent_terms(weights, logit_scale):
     assert_accurate(Case(m=40, n=33, weights=weights, logit_scale=logit_scale, rules={"positives": "diagonal"}))
 
@@ -156,8 +171,9 @@ def test_logits_of_ten_thousand_either_way(sign, n):
     assert (ours - truth).norm() <= 1e-2 * truth.norm()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("logit_scale", [None, 1.0])
+@pytest.mark.parametrize(
+    "dtype, logit_scale", [(torch.float32, None), (torch.float32, 1.0), (torch.bfloat16, 1.0), (torch.float16, None)]
+)
 def test_a_nan_row_reaches_every_log_sum_that_contains_it(dtype, logit_scale):
     case = Case(m=40, dtype=dtype, logit_scale=logit_scale, rules=NT_XENT)
     case.q[9] = float("nan")
@@ -222,7 +238,7 @@ def test_a_pair_of_opposite_rows_under_a_loss_scaler(dtype, scale):
     assert dscale.abs() <= small * 4 * 65536.0
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_input_same_bits_and_inputs_untouched(dtype):
     case = Case(dtype=dtype, rules=NT_XENT)
     before = case.q.clone()

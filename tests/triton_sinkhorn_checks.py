@@ -56,20 +56,27 @@ def assert_accurate(logits, potential, dim, scale=20.0):
     assert ((got - truth).abs() <= allowed).all() and not (truth.abs() <= allowed).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize("rows, columns", [(9, 96), (8, 70), (1, 33), (13, 1)])
+@pytest.mark.parametrize(
+    "rows, columns, dtype",
+    [
+        *((8, 70, dtype) for dtype in DTYPES),
+        (9, 96, torch.float32),
+        (1, 33, torch.bfloat16),
+        (13, 1, torch.float32),
+    ],
+)
 @pytest.mark.parametrize("given", [False, True])
-def test_sizes_that_fit_the_tiles_and_sizes_that_do_not(dtype, dim, rows, columns, given):
+def test_sizes_that_fit_the_tiles_and_sizes_that_do_not(dim, rows, columns, dtype, given):
     logits = logits_of(rows, columns, dtype)
     assert_accurate(logits, potential_of(logits.shape[dim]) if given else None, dim)
 
 
 @pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize("programs", [1, 7, 100])
+@pytest.mark.parametrize("programs", [1, 7])
 def test_any_number_of_parts(dim, programs, monkeypatch):
     monkeypatch.setattr(triton, "PROGRAMS_PER_MULTIPROCESSOR", programs)
-    logits = logits_of(25, 200)
+    logits = logits_of(25, 130)
     assert_accurate(logits, potential_of(logits.shape[dim]), dim)
 
 
