@@ -120,7 +120,8 @@ int main() {
       for (const auto& count : views) {
         for (const bool with_potentials : {false, true}) {
           for (const bool skip : {false, true}) {
-            // Images are shared out to threads, prototypes taken in chunks: many of both at once show no more.
+            // Images are shared out to threads, prototypes taken in chunks: many of both at once show no
+            // more.
             for (const std::int64_t images : {3, k < 100 ? 19 : 2}) {
               if (run(dtype, count[0], count[1], images, k, with_potentials, skip)) continue;
               std::printf("wrong: dtype %d, %d students, %d teachers, %d images, %d prototypes\n",
