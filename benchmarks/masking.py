@@ -172,15 +172,20 @@ def _lightly(case: Case) -> Function:
     return function
 
 
-PROVIDERS = {
-    **of_fastssl(_fastssl, "gather_tokens"),
-    "eager": Provider(_with_keep(published)),
-    "eager-lean": Provider(_with_keep(lean)),
-    "compiled": Provider(compiled(_with_keep(published)), compiles=True),
-    "compiled-lean": Provider(compiled(_with_keep(lean)), compiles=True),
-    "lightly": Provider(_lightly),
-    "lightly-compiled": Provider(compiled(_lightly), compiles=True),
-}
+Build = Callable[[Case], Function]
+
+
+def providers(operation: str, own: Build, published: Build, lean: Build, lightly: Build) -> dict[str, Provider]:
+    """Ours, and the others' forms as they are and compiled."""
+    others = {"eager": published, "eager-lean": lean, "compiled": published, "compiled-lean": lean}
+    others |= {"lightly": lightly, "lightly-compiled": lightly}
+    return of_fastssl(own, operation) | {
+        name: Provider(compiled(build), compiles=True) if "compiled" in name else Provider(build)
+        for name, build in others.items()
+    }
+
+
+PROVIDERS = providers("gather_tokens", _fastssl, _with_keep(published), _with_keep(lean), _lightly)
 
 FAMILY = Family(
     name="masking",

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import fastssl
 
-from .cases import Case, Expected, Family, Function, Provider, Work
-from .masking import Arriving, add_arguments, cases, kept, normal, tiny_sizes
-from .providers import FORCED, compiled, of_fastssl
+from .cases import Case, Expected, Family, Function, Work
+from .masking import Arriving, add_arguments, cases, kept, normal, providers, tiny_sizes
+from .providers import FORCED
 
 
 def inputs(case: Case, seed: int) -> tuple[Tensor, ...]:
@@ -107,15 +107,7 @@ def _lightly(case: Case) -> Function:
     return function
 
 
-PROVIDERS = {
-    **of_fastssl(_fastssl, "unshuffle_tokens"),
-    "eager": Provider(_plain(published)),
-    "eager-lean": Provider(_plain(lean)),
-    "compiled": Provider(compiled(_plain(published)), compiles=True),
-    "compiled-lean": Provider(compiled(_plain(lean)), compiles=True),
-    "lightly": Provider(_lightly),
-    "lightly-compiled": Provider(compiled(_lightly), compiles=True),
-}
+PROVIDERS = providers("unshuffle_tokens", _fastssl, _plain(published), _plain(lean), _lightly)
 
 FAMILY = Family(
     name="unshuffle",

@@ -175,7 +175,11 @@ def _memory_bytes() -> int | None:
 
 
 def _openmp_runtimes() -> list[str] | None:
-    """Files of the OpenMP runtimes in this process (two of them cost threads and can hang); None where unknown."""
+    """Files of the OpenMP runtimes in this process (two of them cost threads and can hang); None where unknown.
+
+    Of those that packages bring, the path within site-packages: results are published, and where somebody keeps an
+    environment is nobody's business.
+    """
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -183,4 +187,5 @@ def _openmp_runtimes() -> list[str] | None:
             files = {line.split(maxsplit=5)[5].strip() for line in lines if len(line.split(maxsplit=5)) == 6}
     except OSError:
         return None
-    return sorted(file for file in files if any(name in Path(file).name for name in ("libgomp", "libiomp", "libomp")))
+    files = {file for file in files if any(name in Path(file).name for name in ("libgomp", "libiomp", "libomp"))}
+    return sorted(file.rpartition("/site-packages/")[2] for file in files)

@@ -227,7 +227,8 @@ def test_the_defaults_are_the_papers():
             {"mask_unit": 12},
             "mask_unit must be a multiple of the patches' side, 8, that divides size, 32, got 12",
         ),
-        (SimMIM, {"mask_unit": 16, "mask_ratio": 0}, "mask_ratio must be above 0 and at most 1, got 0"),
+        (SimMIM, {"mask_unit": 16, "mask_ratio": 0.8}, "leave one of 4 units, got 0.8"),
+        (SimMIM, {"mask_unit": 16, "mask_ratio": 0}, "mask_ratio must be above 0 and leave one of 4 units, got 0"),
     ],
 )
 def test_bad_arguments_are_named(method, change, message):

@@ -46,10 +46,7 @@ def view_parameters(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     name = "view_parameters"
-    if not isinstance(index, Tensor):
-        raise TypeError(f"{name}: index must be a tensor int64 [B], got {type(index).__name__}")
-    if not 0 <= checks.check_int(name, "seed", seed) < 2**64:
-        raise ValueError(f"{name}: seed must be in [0, 2^64), got {seed}")
+    checks.check_is_tensor(name, "index", index, "int64 [B]")
     height, width = (1, 1) if isinstance(size, Tensor) else size
     return torch.ops.fastssl.view_parameters(
         index,
@@ -58,9 +55,7 @@ def view_parameters(
         width=checks.check_int(name, "width", width),
         out_height=checks.check_int(name, "out_height", out_size[0]),
         out_width=checks.check_int(name, "out_width", out_size[1]),
-        seed=seed if seed < 2**63 else seed - 2**64,
-        epoch=checks.check_int(name, "epoch", epoch),
-        view=checks.check_int(name, "view", view),
+        **checks.philox_key(name, seed=seed, epoch=epoch, view=view),
         program=program,
         backend=backends.forced(),
     )

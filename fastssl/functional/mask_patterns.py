@@ -16,7 +16,7 @@ from torch import Tensor
 from ..ops import checks
 from ..ops.masking import patterns
 from ..ops.masking.patterns import Draws, Kind
-from .masking import Masks, check_index, check_key, kept_patches, random_masks
+from .masking import Masks, kept_patches, random_masks
 
 
 def masked_counts(
@@ -109,7 +109,7 @@ def block_masks(
         aspect = (checks.check_positive_number(name, "aspect", aspect), 1 / aspect)
     ratios = _interval(name, "aspect", aspect)
     checks.check_positive_number(name, "aspect", ratios[0])
-    order = Draws(Kind.COMPLETION, index, **_signed(name, seed, epoch, view)).words(patches) if exact else None
+    order = draws.of(Kind.COMPLETION).words(patches) if exact else None
     mask = patterns.block_masks(
         draws, order, counts, height, width, smallest=min_patches, largest=max_patches, aspect=ratios
     )
@@ -167,7 +167,6 @@ def target_masks(
     """
     name = "target_masks"
     places = _draws(name, Kind.TARGETS, index, seed, epoch, view)
-    key = _signed(name, seed, epoch, view)
     height, width = _grid(name, grid)
     checks.check_count(name, "targets", targets, minimum=1)
     checks.check_count(name, "batch", batch, minimum=0)
@@ -175,11 +174,11 @@ def target_masks(
     scale, aspect = _interval(name, "target_scale", target_scale, 1.0), _interval(name, "target_aspect", target_aspect)
     checks.check_positive_number(name, "target_aspect", aspect[0])
     around = _interval(name, "context_scale", context_scale, 1.0)
-    u = Draws(Kind.SIZES, torch.tensor([batch]), **key).block(0)[0]
+    u = places.of(Kind.SIZES, torch.tensor([batch])).block(0)[0]
     size = patterns.block_size(u[0], height, width, scale, aspect)
     blocks = patterns.target_blocks(places, height, width, size, targets)
     context = patterns.context_block(
-        Draws(Kind.CONTEXT, index, **key), blocks, patterns.block_size(u[1], height, width, around, (1, 1)), min_keep
+        places.of(Kind.CONTEXT), blocks, patterns.block_size(u[1], height, width, around, (1, 1)), min_keep
     )
     kept = int(context.sum((1, 2)).min())
     device = index.device
@@ -284,7 +283,6 @@ def modality_masks(
     """
     name = "modality_masks"
     shares = _draws(name, Kind.MODALITIES, index, seed, epoch, view)
-    key = _signed(name, seed, epoch, view)
     if len(lengths) == 0:
         raise ValueError(f"{name}: lengths must have a number for each modality, got none")
     for length in lengths:
@@ -294,25 +292,17 @@ def modality_masks(
     if kept > total:
         raise ValueError(f"{name}: keep must be at most the number of tokens, {total}, got {kept}")
     checks.check_positive_number(name, "alpha", alpha)
-    tokens, ties = (Draws(kind, index, **key) for kind in (Kind.TOKENS, Kind.TIES))
+    tokens, ties = (shares.of(kind) for kind in (Kind.TOKENS, Kind.TIES))
     return Masks(
         *(part.to(index.device) for part in patterns.modality_masks(shares, tokens, ties, lengths, kept, alpha))
     )
 
 
-def _signed(name: str, seed: int, epoch: int, view: int) -> dict[str, int]:
-    key = check_key(name, seed=seed, epoch=epoch, view=view)
-    for argument in ("epoch", "view"):
-        if not 0 <= key[argument] < 2**32:
-            raise ValueError(f"{name}: {argument} must be in [0, 2^32), got {key[argument]}")
-    return key
-
-
 def _draws(name: str, kind: Kind, index: Tensor, seed: int, epoch: int, view: int) -> Draws:
-    check_index(name, index)
-    if index.dtype != torch.int64 or index.ndim != 1 or len(index) == 0:
-        raise ValueError(f"{name}: index must be int64 [B], B at least 1, got {index.dtype} {tuple(index.shape)}")
-    return Draws(kind, index, **_signed(name, seed, epoch, view))
+    checks.check_is_tensor(name, "index", index, "int64 [B]")
+    key = checks.philox_key(name, seed=seed, epoch=epoch, view=view)
+    checks.check_samples(name, index, epoch=epoch, view=view)
+    return Draws(kind, index, **key)
 
 
 def _grid(name: str, grid: tuple[int, int]) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,14 +65,14 @@ def random_masks(
         >>> tokens = gather_tokens(patch_embed(images), masks.keep, pos_embed, cls_token)
     """
     name = "random_masks"
-    check_index(name, index)
+    checks.check_is_tensor(name, "index", index, "int64 [B]")
     checks.check_count(name, "length", length, minimum=1)
     return Masks(
         *torch.ops.fastssl.random_masks(
             index,
             length=length,
             keep=kept_patches(name, length, mask_ratio, keep),
-            **check_key(name, seed=seed, epoch=epoch, view=view),
+            **checks.philox_key(name, seed=seed, epoch=epoch, view=view),
             backend=backends.forced(),
         )
     )
@@ -131,7 +131,7 @@ def visible_patches(
     """
     name = "visible_patches"
     for argument, value in (("images", images), ("ids", ids)):
-        _check_is_tensor(name, argument, value)
+        checks.check_is_tensor(name, argument, value)
     if images.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{name}: images must not require a gradient: none reaches them through their patches")
     height, width = _pair(name, "patch_size", patch_size)
@@ -169,7 +169,7 @@ def gather_tokens(x: Tensor, ids: Tensor, pos: Tensor | None = None, class_token
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     name = "gather_tokens"
-    _check_is_tensor(name, "ids", ids)
+    checks.check_is_tensor(name, "ids", ids)
     checks.check_tensor(name, "x", x, ndim=3, layout="[B, L, D]")
     x, dtype, (pos, prefix) = _promoted(name, x, pos=pos, class_token=class_token)
     return torch.ops.fastssl.gather_tokens(x, ids, pos, prefix, dtype=dtype, backend=backends.forced())
@@ -199,10 +199,10 @@ def unshuffle_tokens(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     name = "unshuffle_tokens"
-    _check_is_tensor(name, "restore", restore)
+    checks.check_is_tensor(name, "restore", restore)
     checks.check_tensor(name, "x", x, ndim=3, layout="[B, K, D]")
     checks.check_count(name, "num_prefix_tokens", num_prefix_tokens, minimum=0)
-    _check_is_tensor(name, "mask_token", mask_token)
+    checks.check_is_tensor(name, "mask_token", mask_token)
     if mask_token.numel() != x.shape[2]:
         raise ValueError(f"{name}: mask_token must have {x.shape[2]} numbers, got shape {tuple(mask_token.shape)}")
     x, dtype, (mask, pos) = _promoted(name, x, mask_token=mask_token.reshape(1, -1), pos=pos)
@@ -220,26 +220,6 @@ def kept_patches(name: str, length: int, mask_ratio: float | None, keep: int | N
         if keep == 0:
             raise ValueError(f"{name}: mask_ratio must leave a patch of {length}, got {mask_ratio}")
     return checks.check_count(name, "keep", keep, minimum=1)
-
-
-def check_index(name: str, index: Any) -> None:
-    """Positions in a data set."""
-    if not isinstance(index, Tensor):
-        raise TypeError(f"{name}: index must be a tensor int64 [B], got {type(index).__name__}")
-
-
-def check_key(name: str, *, seed: int, epoch: int, view: int) -> dict[str, int]:
-    """The rest of a Philox key, as operators take it."""
-    if not 0 <= checks.check_int(name, "seed", seed) < 2**64:
-        raise ValueError(f"{name}: seed must be in [0, 2^64), got {seed}")
-    checks.check_int(name, "epoch", epoch)
-    checks.check_int(name, "view", view)
-    return {"seed": seed if seed < 2**63 else seed - 2**64, "epoch": epoch, "view": view}
-
-
-def _check_is_tensor(name: str, argument: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: {argument} must be a tensor, got {type(value).__name__}")
 
 
 def _pair(name: str, argument: str, value: int | tuple[int, int]) -> tuple[int, int]:

@@ -103,7 +103,7 @@ class MAE(SelfSupervised):
         """
         encoder: Any = self.backbone
         embedding = encoder.patch_embed.proj
-        pixels = functional.visible_patches(x, keep, self.patch_size, dtype=x.dtype)
+        pixels = functional.visible_patches(x, keep, self.patch_size)
         tokens = F.linear(pixels, embedding.weight.flatten(1), embedding.bias) + encoder.pos_embed[0, 1:][keep]
         first = (encoder.cls_token + encoder.pos_embed[:, :1]).expand(len(x), -1, -1)
         tokens = torch.cat([first.to(tokens.dtype), tokens], 1)

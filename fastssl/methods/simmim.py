@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from fastssl.data.base import Batch
 from fastssl.losses import SimMIMLoss
 from fastssl.methods.base import SelfSupervised, Step
 from fastssl.models.masked import patch_grid
+from fastssl.models.masking import mask_bool
 
 
 class SimMIM(SelfSupervised):
@@ -62,9 +62,9 @@ class SimMIM(SelfSupervised):
                 f"SimMIM: mask_unit must be a multiple of the patches' side, {self.patch_size}, that divides size, "
                 f"{size}, got {mask_unit}"
             )
-        if not 0 < mask_ratio <= 1:
-            raise ValueError(f"SimMIM: mask_ratio must be above 0 and at most 1, got {mask_ratio}")
-        self.units = (size // mask_unit) ** 2
+        units = (size // mask_unit) ** 2
+        if not 0 < mask_ratio <= 1 - 1 / units:
+            raise ValueError(f"SimMIM: mask_ratio must be above 0 and leave one of {units} units, got {mask_ratio}")
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.num_features))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.head = nn.Linear(self.num_features, 3 * self.patch_size**2)
@@ -76,30 +76,26 @@ class SimMIM(SelfSupervised):
         return (batch.index,)
 
     def mask(self, index: Tensor) -> Tensor:
-        """Units without replacement, each as its patches: [B, rows, columns], 1 where masked."""
+        """Units without replacement, each as its patches: bool [B, rows, columns], True where masked."""
         h: Any = self.hparams
-        masked = math.ceil(self.units * h.mask_ratio)
-        if masked == self.units:
-            units = torch.ones(len(index), self.units, device=index.device)
-        else:
-            keep = self.units - masked
-            units = functional.random_masks(index, self.units, keep=keep, seed=h.seed, epoch=self.current_epoch).mask
-        side, patches = h.size // h.mask_unit, h.mask_unit // self.patch_size
-        return units.view(-1, side, side).repeat_interleave(patches, 1).repeat_interleave(patches, 2)
+        return functional.unit_masks(
+            index, self.grid, unit=h.mask_unit // self.patch_size, mask_ratio=h.mask_ratio, seed=h.seed,
+            epoch=self.current_epoch,
+        )  # fmt: skip
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """The encoder on all patches, masked ones replaced.
 
         Args:
             x: normalised images [B, 3, H, W].
-            mask: [B, rows, columns], 1 where masked.
+            mask: bool [B, rows, columns], True where masked.
 
         Returns:
             Tokens [B, 1 + L, num_features], the class token first.
         """
         encoder: Any = self.backbone
         tokens = encoder.patch_embed(x).flatten(1, -2)  # [B, L, D], also from [B, rows, columns, D]
-        tokens = torch.lerp(tokens, self.mask_token.to(tokens.dtype), mask.flatten(1)[:, :, None].to(tokens.dtype))
+        tokens = mask_bool(tokens, mask.flatten(1), self.mask_token.to(tokens.dtype))
         first = encoder.cls_token.expand(len(x), -1, -1)
         tokens = torch.cat([first.to(tokens.dtype), tokens], 1) + encoder.pos_embed
         for block in encoder.blocks:
@@ -126,4 +122,4 @@ class SimMIM(SelfSupervised):
         """
         mask = self.mask(index)
         rows = self.head(self.encode(x, mask))[:, 1:].transpose(1, 2)
-        return F.pixel_shuffle(rows.unflatten(2, self.grid), self.patch_size), mask.flatten(1)
+        return F.pixel_shuffle(rows.unflatten(2, self.grid), self.patch_size), mask.flatten(1).float()

@@ -164,6 +164,42 @@ def check_choice(function: str, name: str, value: Any, choices: Sequence[str]) -
         raise ValueError(f"{function}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_is_tensor(function: str, name: str, value: Any, layout: str = "") -> None:
+    """A tensor, described to the user as ``layout``.
+
+    Raises:
+        TypeError: when it is none.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor{layout and ' '}{layout}, got {type(value).__name__}")
+
+
+def check_samples(function: str, index: Tensor, **counters: int) -> None:
+    """What names the samples of a keyed draw: int64 [B], B at least 1; epoch and view in [0, 2^32).
+
+    Raises:
+        ValueError: naming the argument that is not.
+    """
+    if index.dtype != torch.int64 or index.ndim != 1 or len(index) == 0:
+        raise ValueError(f"{function}: index must be int64 [B], B at least 1, got {index.dtype} {tuple(index.shape)}")
+    for name, value in counters.items():
+        if not 0 <= value < 2**32:
+            raise ValueError(f"{function}: {name} must be in [0, 2^32), got {value}")
+
+
+def philox_key(function: str, *, seed: Any, epoch: Any, view: Any) -> dict[str, int]:
+    """The key of a draw as operators take it: the seed as the signed number with the same bits.
+
+    Raises:
+        TypeError: when one is no int.
+        ValueError: when the seed is outside [0, 2^64).
+    """
+    if not 0 <= check_int(function, "seed", seed) < 2**64:
+        raise ValueError(f"{function}: seed must be in [0, 2^64), got {seed}")
+    signed = seed if seed < 2**63 else seed - 2**64
+    return {"seed": signed, "epoch": check_int(function, "epoch", epoch), "view": check_int(function, "view", view)}
+
+
 def check_keys(function: str, name: str, value: Any, *, length: int, device: torch.device) -> None:
     """An int64 tensor [length] on ``device``.
 

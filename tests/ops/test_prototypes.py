@@ -244,7 +244,10 @@ def test_gradient_is_the_derivative(backend, device, normalize_weight):
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@pytest.mark.parametrize("needs", [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    "needs",
+    [(True, False), (False, True), *(pytest.param((x, x), marks=pytest.mark.exhaustive) for x in (True, False))],
+)
 def test_only_wanted_gradients_are_computed(backend, device, needs):
     with serving(backend, device, operation=OPERATION):
         inputs = [x.requires_grad_(need) for x, need in zip(problem(device=device)[:2], needs, strict=True)]

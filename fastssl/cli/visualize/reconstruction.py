@@ -63,8 +63,8 @@ def draw(arguments: list[str]) -> int:
     predicted, mask = method.reconstruct(x, torch.arange(len(x)))
     rows, columns = method.grid
     hidden = mask.view(-1, 1, rows, columns).repeat_interleave(size // rows, 2).repeat_interleave(size // columns, 3)
-    statistics = method.encoder().statistics
-    pictures, predictions = denormalize(x, statistics), denormalize(predicted, statistics)
+    encoder = method.encoder()
+    pictures, predictions = (denormalize(images, encoder.statistics) for images in (x, predicted))
     hidden = hidden.bool().expand_as(pictures)
     grey = torch.full_like(pictures, round(255 * _GREY))
     columns_of = (
@@ -91,6 +91,6 @@ def draw(arguments: list[str]) -> int:
             " Each predicted patch has the mean and the deviation of the true one, since normalised ones were learnt."
         )
     heads = ["image", "what is left", "prediction", "with what is left"]
-    save(picture_grid(f"{method.encoder().label} ({options.source}): reconstruction", heads, cells, note), options.out)
+    save(picture_grid(f"{encoder.label} ({options.source}): reconstruction", heads, cells, note), options.out)
     print(f"{len(files)} images, {100 * mask.mean():.0f} % of {rows} x {columns} patches masked: {options.out}")
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..registry import define, forbid_gradient
 from .record import CROPS, ENTRY, HEADER, STEP, Kind, entries, record_length, steps_of
 
@@ -29,8 +30,7 @@ def _check_draw(
     view: int,
     program: Sequence[float],
 ) -> None:
-    if index.dtype != torch.int64 or index.ndim != 1 or len(index) == 0:
-        raise ValueError(f"{_DRAW}: index must be int64 [B], B at least 1, got {index.dtype} {tuple(index.shape)}")
+    checks.check_samples(_DRAW, index, epoch=epoch, view=view)
     if sizes is not None and (
         sizes.dtype != torch.int64 or sizes.shape != (len(index), 2) or sizes.device != index.device
     ):
@@ -41,9 +41,6 @@ def _check_draw(
     for name, value in (("height", height), ("width", width), ("out_height", out_height), ("out_width", out_width)):
         if not 1 <= value < 2**24 and (sizes is None or name.startswith("out")):
             raise ValueError(f"{_DRAW}: {name} must be in [1, 2^24), got {value}")
-    for name, value in (("epoch", epoch), ("view", view)):
-        if not 0 <= value < 2**32:
-            raise ValueError(f"{_DRAW}: {name} must be in [0, 2^32), got {value}")
     check_program(tuple(program))
 
 

@@ -38,12 +38,8 @@ def _check_keep(name: str, length: int, keep: int) -> None:
 
 def _check_random(index: Tensor, *, length: int, keep: int, seed: int, epoch: int, view: int) -> None:
     name = "random_masks"
-    if index.dtype != torch.int64 or index.ndim != 1 or len(index) == 0:
-        raise ValueError(f"{name}: index must be int64 [B], B at least 1, got {index.dtype} {tuple(index.shape)}")
+    checks.check_samples(name, index, epoch=epoch, view=view)
     _check_keep(name, length, keep)
-    for argument, value in (("epoch", epoch), ("view", view)):
-        if not 0 <= value < 2**32:
-            raise ValueError(f"{name}: {argument} must be in [0, 2^32), got {value}")
 
 
 def _fake_masks(like: Tensor, length: int, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -144,25 +140,23 @@ def _fake_gather(x: Tensor, ids: Tensor, pos: Tensor | None, prefix: Tensor | No
     return x.new_empty(x.shape[0], rows, x.shape[2], dtype=dtype)
 
 
-def _check_gather_grad(
-    gradient: Tensor,
-    ids: Tensor,
-    *,
-    length: int,
-    prefix: int,
-    dtype: torch.dtype,
-    for_tokens: bool,
-    for_positions: bool,
-) -> None:
-    name = "gather_tokens_grad"
-    checks.check_tensor(name, "gradient", gradient, ndim=3, layout="[B, K, D]")
-    _check_ids(name, "ids", ids, ("gradient", gradient))
+def _check_gradient(name: str, gradient: Tensor, argument: str, ids: Tensor, prefix: int, dtype: torch.dtype) -> None:
+    """What arrives for the prefix and a row per index."""
+    checks.check_tensor(name, "gradient", gradient, ndim=3, layout="[B, n, D]")
+    _check_ids(name, argument, ids, ("gradient", gradient))
     if prefix < 0 or gradient.shape[1] != prefix + ids.shape[1]:
         raise ValueError(f"{name}: gradient must have {prefix} + {ids.shape[1]} rows, got {tuple(gradient.shape)}")
-    if length < 1:
-        raise ValueError(f"{name}: length must be at least 1, got {length}")
     if accumulator(gradient) != (torch.float64 if dtype == torch.float64 else torch.float32):
         raise TypeError(f"{name}: gradients of {dtype} cannot be formed from {gradient.dtype}")
+
+
+def _check_gather_grad(
+    gradient: Tensor, ids: Tensor, *, length: int, prefix: int, dtype: torch.dtype, **wanted: bool
+) -> None:
+    name = "gather_tokens_grad"
+    _check_gradient(name, gradient, "ids", ids, prefix, dtype)
+    if length < 1:
+        raise ValueError(f"{name}: length must be at least 1, got {length}")
 
 
 def _fake_gather_grad(
@@ -206,25 +200,12 @@ def _fake_unshuffle(
 
 
 def _check_unshuffle_grad(
-    gradient: Tensor,
-    restore: Tensor,
-    *,
-    keep: int,
-    prefix: int,
-    dtype: torch.dtype,
-    for_tokens: bool,
-    for_mask: bool,
-    for_positions: bool,
+    gradient: Tensor, restore: Tensor, *, keep: int, prefix: int, dtype: torch.dtype, **wanted: bool
 ) -> None:
     name = "unshuffle_tokens_grad"
-    checks.check_tensor(name, "gradient", gradient, ndim=3, layout="[B, L, D]")
-    _check_ids(name, "restore", restore, ("gradient", gradient))
-    if prefix < 0 or gradient.shape[1] != prefix + restore.shape[1]:
-        raise ValueError(f"{name}: gradient must have {prefix} + {restore.shape[1]} rows, got {tuple(gradient.shape)}")
+    _check_gradient(name, gradient, "restore", restore, prefix, dtype)
     if not 0 <= keep <= restore.shape[1]:
         raise ValueError(f"{name}: keep must be from 0 to {restore.shape[1]}, got {keep}")
-    if accumulator(gradient) != (torch.float64 if dtype == torch.float64 else torch.float32):
-        raise TypeError(f"{name}: gradients of {dtype} cannot be formed from {gradient.dtype}")
 
 
 def _fake_unshuffle_grad(

@@ -45,6 +45,10 @@ class Draws:
         self._key = {"seed": seed, "epoch": epoch, "view": view}
         self._drawn: dict[int, Tensor] = {}
 
+    def of(self, kind: Kind, index: Tensor | None = None) -> Draws:
+        """Those of another kind, of the same samples or of others."""
+        return Draws(kind, self.index if index is None else index, **self._key)
+
     def words(self, count: int) -> Tensor:
         """The first words, int64 [B, count]."""
         return sample_words(count, self._first, index=self.index, **self._key)
