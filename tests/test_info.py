@@ -118,12 +118,13 @@ def test_a_wrong_option_is_named(capsys):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 @pytest.mark.parametrize("environment", [{}, {"MALLOC_ARENA_MAX": "2"}])
 def test_pages_are_kept_unless_the_environment_sets_the_allocator_up(environment):
+    # Each block is smaller than the one before: it fits where that one was, wherever aligning has left remainders.
     code = (
         f"import os, resource, torch; os.environ |= {environment}\n"
         "from fastssl.environment import keep_pages\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    for _ in range(4): torch.ones(10_000_000)\n"
+        "    for i in range(4): torch.ones(10_000_000 - 10_000 * i)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
         "before = faults()\n"
         "kept = keep_pages()\n"
