@@ -65,6 +65,7 @@ def block_masks(
     max_patches: int | None = None,
     aspect: tuple[float, float] | float = 0.3,
     exact: bool = False,
+    attempts: int = patterns.ATTEMPTS,
     seed: int,
     epoch: int = 0,
     view: int = 0,
@@ -72,8 +73,8 @@ def block_masks(
     """Block-wise masks of Bao et al., "BEiT: BERT Pre-Training of Image Transformers", 2022, algorithm 1.
 
     Blocks are added until ``count`` patches are masked. Each has an area between ``min_patches`` and what is missing, a
-    ratio of sides that is log-uniform, and a place; it is taken if it masks something new and not too much, after up to
-    10 attempts the mask stays as it is. So ``count`` is an upper bound, as published, unless ``exact``.
+    ratio of sides that is log-uniform, and a place; it is taken if it masks something new and not too much, after
+    ``attempts`` of them the mask stays as it is. So ``count`` is an upper bound, as published, unless ``exact``.
 
     Args:
         index: int64 [B], position of each image in its data set.
@@ -83,6 +84,7 @@ def block_masks(
         max_patches: largest area of a block; None: no limit but what is missing.
         aspect: smallest and largest ratio of height to width; one number a: a to 1 / a.
         exact: mask random patches for what is missing at the end.
+        attempts: at each block, at least 1.
         seed, epoch, view: as in :func:`random_masks`.
 
     Returns:
@@ -109,9 +111,18 @@ def block_masks(
         aspect = (checks.check_positive_number(name, "aspect", aspect), 1 / aspect)
     ratios = _interval(name, "aspect", aspect)
     checks.check_positive_number(name, "aspect", ratios[0])
+    checks.check_count(name, "attempts", attempts, minimum=1)
     order = draws.of(Kind.COMPLETION).words(patches) if exact else None
     mask = patterns.block_masks(
-        draws, order, counts, height, width, smallest=min_patches, largest=max_patches, aspect=ratios
+        draws,
+        order,
+        counts,
+        height,
+        width,
+        smallest=min_patches,
+        largest=max_patches,
+        aspect=ratios,
+        attempts=attempts,
     )
     return mask.to(index.device)
 

@@ -6,18 +6,23 @@ write
 
     from fastssl.models import masking as utils
 
-Random masks come from PyTorch's generator, as there: the same seed gives the same token masks. Masks that do not depend
-on a generator's state, and whole steps fused (gather with positions, the decoder's input), are in
-``fastssl.functional``: ``random_masks``, ``gather_tokens``, ``unshuffle_tokens``.
+Random masks come from PyTorch's generator, as there: the same seed gives the same masks of tokens, of cells and of
+prefixes; masks of blocks have the same distribution. Masks that do not depend on a generator's state, and whole steps
+fused (gather with positions, the decoder's input), are in ``fastssl.functional``: ``random_masks``, ``gather_tokens``,
+``unshuffle_tokens``.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .. import functional
 from ..ops import checks
+from ..ops.masking.patterns import ATTEMPTS, first_places, rectangles
 
 
 def repeat_token(token: Tensor, size: tuple[int, int]) -> Tensor:
@@ -49,6 +54,11 @@ def mask_at_index(tokens: Tensor, index: Tensor, mask_token: Tensor) -> Tensor:
 def mask_bool(tokens: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
     """Tokens [B, L, D] with the mask token [1, 1, D] where mask [B, L] is True (or not 0)."""
     return torch.where(mask.bool()[..., None], mask_token, tokens)
+
+
+def apply_masks(x: Tensor, masks: Tensor | Sequence[Tensor]) -> Tensor:
+    """Tokens [B, L, D] at the indices of each mask [B, K], one mask after the other: [masks * B, K, D] (I-JEPA)."""
+    return torch.cat([get_at_index(x, mask) for mask in ([masks] if isinstance(masks, Tensor) else masks)])
 
 
 def prepend_class_token(tokens: Tensor, class_token: Tensor) -> Tensor:
@@ -110,6 +120,88 @@ def random_token_mask(
     return masks.keep, masks.masked
 
 
+def random_grid_token_mask(
+    size: tuple[int, int],
+    mask_ratio: float = 0.75,
+    grid_size: int = 4,
+    num_prefix_tokens: int = 1,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`random_token_mask`, with cells of ``grid_size``^2 patches kept or masked together (Pixio).
+
+    Tokens before the patches are kept and come first; of the cells ``int(cells * (1 - mask_ratio))`` are kept.
+
+    Raises:
+        ValueError: if a number is out of range, or the patches make no square that ``grid_size`` divides.
+    """
+    name = "random_grid_token_mask"
+    batch, side = size[0], _side(name, size[1], num_prefix_tokens)
+    checks.check_range(name, "mask_ratio", mask_ratio, maximum=1.0)
+    if checks.check_count(name, "grid_size", grid_size, minimum=1) > side or side % grid_size:
+        raise ValueError(f"{name}: grid_size must divide the side of the patches' square, {side}, got {grid_size}")
+    cells = (side // grid_size) ** 2
+    places = torch.arange(side * side, device=device).view(1, 1, side, side)
+    places = torch.nn.functional.pixel_unshuffle(places, grid_size)[0].flatten(1).T + num_prefix_tokens
+    order = functional.masks_from_noise(torch.rand(batch, cells, device=device), keep=cells).keep
+    tokens = places[order].flatten(1)  # [B, L]
+    kept = int(cells * (1 - mask_ratio)) * grid_size**2
+    return _behind_prefix(tokens[:, :kept], num_prefix_tokens), tokens[:, kept:]
+
+
+def random_inverse_block_mask(
+    size: tuple[int, int],
+    mask_ratio: float = 0.65,
+    num_prefix_tokens: int = 1,
+    min_aspect: float = 0.5,
+    max_aspect: float | None = None,
+    roll: bool = True,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`random_token_mask`, with one block of patches kept and ``int(L * mask_ratio)`` masked (CAPI).
+
+    The block's ratio of sides is log-uniform between ``min_aspect`` and ``max_aspect`` (None: its inverse); what of its
+    last rows is too much is masked. With ``roll`` it goes on at the opposite side where it leaves the image.
+
+    Raises:
+        ValueError: if a number is out of range, or the patches make no square.
+    """
+    name = "random_inverse_block_mask"
+    batch, side = size[0], _side(name, size[1], num_prefix_tokens)
+    checks.check_range(name, "mask_ratio", mask_ratio, maximum=1.0)
+    checks.check_positive_number(name, "min_aspect", min_aspect)
+    max_aspect = 1 / min_aspect if max_aspect is None else max_aspect
+    if max_aspect < min_aspect:
+        raise ValueError(f"{name}: max_aspect must be at least min_aspect, {min_aspect}, got {max_aspect}")
+    patches = side * side
+    kept = patches - int(patches * mask_ratio)
+    # A block of that ratio has to fit.
+    low = max(math.log(min_aspect), math.log(max(kept, 1) / patches))
+    high = max(low, min(math.log(max_aspect), math.log(patches / max(kept, 1))))
+    u = torch.rand(5, batch, dtype=torch.float64)
+    ratio = (low + u[0] * (high - low)).exp()
+    h, w = ((kept * value).sqrt().ceil().long().clamp(max=side) for value in (ratio, 1 / ratio))
+    top, left = ((value * (side - length + 1)).long() for value, length in ((u[1], h), (u[2], w)))
+    visible = first_places(rectangles(side, side, top, left, h, w), kept)
+    if roll:
+        down, right = ((value * side).long()[:, None] for value in u[3:])
+        visible = (visible // side + down) % side * side + (visible + right) % side
+    mask = torch.ones(batch, patches, dtype=torch.bool).scatter_(1, visible, False).unflatten(1, (side, side))
+    kept_ids, masked_ids = (
+        first_places(part, count).to(device) + num_prefix_tokens
+        for part, count in ((~mask, kept), (mask, patches - kept))
+    )
+    return _behind_prefix(kept_ids, num_prefix_tokens), masked_ids
+
+
+def random_prefix_mask(
+    size: tuple[int, int], max_prefix_length: int, device: torch.device | str | None = None
+) -> Tensor:
+    """bool [B, L] for a size (B, L), True behind a prefix whose length is from 0 to ``max_prefix_length`` - 1 (AIM)."""
+    checks.check_count("random_prefix_mask", "max_prefix_length", max_prefix_length, minimum=1)
+    prefix = torch.randint(0, max_prefix_length, (size[0], 1), device=device)
+    return torch.arange(size[1], device=device) >= prefix
+
+
 def random_block_mask(
     size: tuple[int, int, int],
     batch_mask_ratio: float = 0.5,
@@ -119,6 +211,7 @@ def random_block_mask(
     max_num_masks_per_block: int | None = None,
     min_block_aspect_ratio: float = 0.3,
     max_block_aspect_ratio: float | None = None,
+    max_attempts_per_block: int = ATTEMPTS,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """DINOv2's block masks, bool [B, rows, columns] for a size (B, rows, columns), True where masked.
@@ -131,8 +224,45 @@ def random_block_mask(
     counts = functional.masked_counts(
         index, rows * columns, share=batch_mask_ratio, ratio=(min_image_mask_ratio, max_image_mask_ratio), seed=seed
     )
-    highest = 1 / min_block_aspect_ratio if max_block_aspect_ratio is None else max_block_aspect_ratio
     return functional.block_masks(
         index, (rows, columns), count=counts, min_patches=min_num_masks_per_block,
-        max_patches=max_num_masks_per_block, aspect=(min_block_aspect_ratio, highest), seed=seed,
+        max_patches=max_num_masks_per_block, aspect=_aspect(min_block_aspect_ratio, max_block_aspect_ratio),
+        attempts=max_attempts_per_block, seed=seed,
     ).to(device)  # fmt: skip
+
+
+def random_block_mask_image(
+    size: tuple[int, int],
+    num_masks: int,
+    min_num_masks_per_block: int = 4,
+    max_num_masks_per_block: int | None = None,
+    min_block_aspect_ratio: float = 0.3,
+    max_block_aspect_ratio: float | None = None,
+    max_attempts_per_block: int = ATTEMPTS,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Blocks of one image, bool [rows, columns] for a size (rows, columns), True in up to ``num_masks`` patches."""
+    return functional.block_masks(
+        torch.zeros(1, dtype=torch.int64), size, count=num_masks, min_patches=min_num_masks_per_block,
+        max_patches=max_num_masks_per_block, aspect=_aspect(min_block_aspect_ratio, max_block_aspect_ratio),
+        attempts=max_attempts_per_block, seed=int(torch.randint(2**62, ())),
+    )[0].to(device)  # fmt: skip
+
+
+def _aspect(lowest: float, highest: float | None) -> tuple[float, float]:
+    return lowest, 1 / lowest if highest is None else highest
+
+
+def _side(name: str, length: int, prefix: int) -> int:
+    """Of the square that patches make behind the tokens before them."""
+    patches = length - checks.check_count(name, "num_prefix_tokens", prefix, minimum=0)
+    side = math.isqrt(max(0, patches))
+    if patches < 1 or side * side != patches:
+        raise ValueError(
+            f"{name}: size must be (B, num_prefix_tokens + n^2), got {length} tokens with {prefix} before the patches"
+        )
+    return side
+
+
+def _behind_prefix(ids: Tensor, prefix: int) -> Tensor:
+    return torch.cat([torch.arange(prefix, device=ids.device).expand(len(ids), -1), ids], 1)

@@ -146,15 +146,70 @@ def test_lightlys_utilities():
         "patchify": (torch.randn(2, 3, 8, 8), 4), "unpatchify": (torch.randn(2, 4, 48), 4),
     }.items():  # fmt: skip
         assert torch.equal(getattr(masking, name)(*arguments), getattr(utils, name)(*arguments)), name
-    for settings in ({}, {"mask_ratio": 0.9}, {"mask_class_token": True}):
-        results = []
-        for module in (masking, utils):
-            torch.manual_seed(2)
-            results.append(module.random_token_mask((4, 50), **settings))
-        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    blocks = masking.random_block_mask((8, 14, 14))
-    assert blocks.shape == (8, 14, 14) and (blocks.sum((1, 2)) > 0).sum() == 4
+    assert torch.equal(masking.apply_masks(tokens, index), utils.apply_masks(tokens, index))
+    assert torch.equal(masking.apply_masks(tokens, [index, index % 3]), utils.apply_masks(tokens, [index, index % 3]))
     assert masking.patchify(torch.randn(1, 3, 8, 12), 4).shape == (1, 6, 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("random_token_mask", {"size": (4, 50)}),
+        ("random_token_mask", {"size": (4, 50), "mask_ratio": 0.9}),
+        ("random_token_mask", {"size": (4, 50), "mask_class_token": True}),
+        ("random_grid_token_mask", {"size": (4, 65)}),
+        ("random_grid_token_mask", {"size": (3, 36), "grid_size": 3, "num_prefix_tokens": 0, "mask_ratio": 0.4}),
+        ("random_grid_token_mask", {"size": (3, 20), "grid_size": 1, "num_prefix_tokens": 4, "mask_ratio": 0.0}),
+        ("random_prefix_mask", {"size": (6, 9), "max_prefix_length": 5}),
+    ],
+)
+def test_lightlys_masks_with_the_same_seed(name, arguments):
+    utils = pytest.importorskip("lightly.models.utils")
+    if not hasattr(utils, name):
+        pytest.skip(f"this lightly has no {name}")
+    results = []
+    for module in (masking, utils):
+        torch.manual_seed(2)
+        made = getattr(module, name)(**arguments)
+        results.append(made if isinstance(made, tuple) else (made,))
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(*results, strict=True))
+
+
+def test_lightlys_block_masks():
+    blocks = masking.random_block_mask((8, 14, 14), max_attempts_per_block=3)
+    assert blocks.shape == (8, 14, 14) and (blocks.sum((1, 2)) > 0).sum() == 4
+    for count in (0, 20, 196):
+        mask = masking.random_block_mask_image((14, 14), count)
+        assert mask.shape == (14, 14) and mask.dtype == torch.bool and count // 2 <= mask.sum() <= count
+    one = masking.random_block_mask_image((14, 14), 20, min_num_masks_per_block=20, max_attempts_per_block=1)
+    assert one.sum() in (0, *range(16, 21))  # one block, of rounded sides, or none
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"roll": False, "num_prefix_tokens": 0}, {"mask_ratio": 0.9, "min_aspect": 0.2, "max_aspect": 0.3},
+     {"mask_ratio": 0.0}, {"mask_ratio": 1.0}],
+)  # fmt: skip
+def test_inverse_block_masks_have_lightlys_distribution(settings):
+    utils = pytest.importorskip("lightly.models.utils")
+    if not hasattr(utils, "random_inverse_block_mask"):
+        pytest.skip("this lightly has no random_inverse_block_mask")
+    prefix = settings.get("num_prefix_tokens", 1)
+    size = (IMAGES, prefix + 64)
+    grids, shapes = [], []
+    for module in (masking, utils):
+        keep, masked = module.random_inverse_block_mask(size, **settings)
+        assert torch.equal(torch.cat([keep, masked], 1).sort(1).values, torch.arange(size[1]).expand(size))
+        assert torch.equal(keep[:, :prefix], torch.arange(prefix).expand(IMAGES, -1))
+        kept = torch.zeros(size, dtype=torch.bool).scatter_(1, keep, True)[:, prefix:].unflatten(1, (8, 8))
+        grids.append(kept)
+        shapes.append((keep.shape, masked.shape))
+    assert shapes[0] == shapes[1]
+    difference = (grids[0].double().mean(0) - grids[1].double().mean(0)).abs()
+    assert difference.max() < 5 * (0.5 / IMAGES) ** 0.5
+    for along in (1, 2):  # how many rows and columns have a patch
+        a, b = (grid.any(along).sum(1).double() for grid in grids)
+        assert abs(a.mean() - b.mean()) <= 5 * float((a.var() + b.var()) / IMAGES) ** 0.5
 
 
 INDEX = torch.arange(2)
@@ -171,6 +226,12 @@ INDEX = torch.arange(2)
         (lambda: functional.unit_masks(INDEX, (4, 4), unit=3, mask_ratio=0.5, seed=0), "unit must divide the grid"),
         (lambda: functional.modality_masks(INDEX, [], keep=1, seed=0), "lengths must have a number"),
         (lambda: functional.modality_masks(INDEX, [4], keep=5, seed=0), "keep must be at most"),
+        (lambda: functional.block_masks(INDEX, (4, 4), count=3, attempts=0, seed=0), "attempts must be at least 1"),
+        (lambda: masking.random_grid_token_mask((2, 51)), "random_grid_token_mask: size must be .* got 51 tokens"),
+        (lambda: masking.random_grid_token_mask((2, 50), grid_size=4), "grid_size must divide .* 7, got 4"),
+        (lambda: masking.random_inverse_block_mask((2, 1)), "random_inverse_block_mask: size must be"),
+        (lambda: masking.random_inverse_block_mask((2, 50), min_aspect=2.0), "max_aspect must be at least min_aspect"),
+        (lambda: masking.random_prefix_mask((2, 5), 0), "max_prefix_length must be at least 1, got 0"),
         (lambda: masking.patchify(torch.zeros(1, 3, 9, 8), 4), "sides divisible by 4"),
         (lambda: masking.unpatchify(torch.zeros(1, 3, 48), 4), "unpatchify: patches must be"),
     ],

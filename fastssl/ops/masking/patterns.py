@@ -17,7 +17,7 @@ from torch import Tensor
 from ..philox import sample_words
 from .reference import NOISE_BLOCK, masks_from_noise
 
-ATTEMPTS = 10  # to place a block, before the mask stays as it is (BEiT)
+ATTEMPTS = 10  # to place a block, before the mask stays as it is, where nothing else is said (BEiT)
 PLACES = 20  # at which a context is tried, before one target less is kept out of it (I-JEPA)
 _AT_ONCE = 32  # blocks of words that are drawn together
 
@@ -63,7 +63,7 @@ class Draws:
         return self._drawn[group][:, start : start + 4]
 
 
-def _rectangles(height: int, width: int, top: Tensor, left: Tensor, h: Tensor, w: Tensor) -> Tensor:
+def rectangles(height: int, width: int, top: Tensor, left: Tensor, h: Tensor, w: Tensor) -> Tensor:
     """bool [B, height, width]."""
     rows, columns = torch.arange(height), torch.arange(width)
     in_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None])
@@ -92,6 +92,7 @@ def block_masks(
     smallest: int,
     largest: int | None,
     aspect: tuple[float, float],
+    attempts: int,
 ) -> Tensor:
     """Blocks until at most ``counts`` patches are masked, bool [B, height, width]; BEiT's ``MaskingGenerator``.
 
@@ -103,7 +104,7 @@ def block_masks(
     attempt = torch.zeros_like(missing)  # at the present block
     low, high = (math.log(ratio) for ratio in aspect)
     number = 0
-    while (looking := (missing > 0) & (attempt < ATTEMPTS)).any():
+    while (looking := (missing > 0) & (attempt < attempts)).any():
         u = draws.block(number)
         number += 1
         room = missing if largest is None else missing.clamp(max=largest)
@@ -114,7 +115,7 @@ def block_masks(
         fits = looking & (h < height) & (w < width)
         top = (u[:, 2] * (height - h + 1)).long()
         left = (u[:, 3] * (width - w + 1)).long()
-        block = _rectangles(height, width, top, left, h, w)
+        block = rectangles(height, width, top, left, h, w)
         new = (block & ~mask).sum((1, 2))
         placed = fits & (new > 0) & (new <= room)
         mask |= block & placed[:, None, None]
@@ -146,7 +147,7 @@ def target_blocks(draws: Draws, height: int, width: int, size: tuple[int, int], 
     for number in range(count):
         u = draws.block(number)
         top, left = (u[:, 0] * (height - h + 1)).long(), (u[:, 1] * (width - w + 1)).long()
-        blocks.append(_rectangles(height, width, top, left, h, w))
+        blocks.append(rectangles(height, width, top, left, h, w))
     return torch.stack(blocks, 1)
 
 
@@ -162,7 +163,7 @@ def context_block(draws: Draws, targets: Tensor, size: tuple[int, int], smallest
     for number in range(PLACES * (count + 1)):
         u = draws.block(number)
         top, left = (u[:, 0] * (height - h + 1)).long(), (u[:, 1] * (width - w + 1)).long()
-        block = _rectangles(height, width, top, left, h, w)
+        block = rectangles(height, width, top, left, h, w)
         block &= ~targets[:, : count - number // PLACES].any(1)
         found = looking & ((block.sum((1, 2)) > smallest) | (number == PLACES * (count + 1) - 1))
         context |= block & found[:, None, None]
