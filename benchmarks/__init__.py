@@ -20,5 +20,6 @@ FAMILIES = {
     "augment": "Random views of uint8 images: SimCLR's pipeline, DINO's multi-crop, against the usual libraries",
     "masking": "MAE's encoder input: masks of L patches, the tokens that stay [B, L, D] with positions, and gradients",
     "unshuffle": "MAE's decoder input: tokens back at their places, mask tokens and positions, and gradients",
+    "mae": "Whole training steps of MAE: the same blocks with what others put between them",
     "training": "Whole training steps of SimCLR and DINO: the same network with other libraries' loss and views",
 }

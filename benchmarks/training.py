@@ -40,6 +40,7 @@ VITS: dict[int, tuple[str, dict[str, int]]] = {
     128: ("vit_tiny_patch16_224", {"embed_dim": 128, "num_heads": 4}),
     192: ("vit_tiny_patch16_224", {}),
     384: ("vit_small_patch16_224", {}),
+    768: ("vit_base_patch16_224", {}),
 }
 RESNETS = {10: "resnet10t", 18: "resnet18", 50: "resnet50"}  # by their depth
 LARGE_HEAD = 8192  # from so many prototypes on, DINO's head is the paper's, below that of `fastssl fit dino`
@@ -129,22 +130,28 @@ def create(sizes: Mapping[str, float], criterion: nn.Module | None = None) -> Se
         criterion: its loss; None: the method's own.
     """
     common: dict[str, Any] = {"size": int(sizes["size"]), "optimizer": "adamw", "lr": 1e-3, "warmup_epochs": 1}
+    model = without_trainer(lambda: _dino(sizes, common) if sizes["K"] else _simclr(sizes, common))
+    if criterion is not None:
+        model.criterion = criterion
+    return model
+
+
+def without_trainer(create: Callable[[], SelfSupervised]) -> SelfSupervised:
+    """A model that can be trained without Lightning's trainer, always with the same weights."""
     generator = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:
-        model = _dino(sizes, common) if sizes["K"] else _simclr(sizes, common)
+        model = create()
     finally:
         torch.random.set_rng_state(generator)
-    # What a step asks of Lightning's trainer.
+    # What a step asks of the trainer.
     model.trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=1, current_epoch=0, global_step=0, max_epochs=100, estimated_stepping_batches=100_000
     )
-    if criterion is not None:
-        model.criterion = criterion
     return model.train()
 
 
-def _backbone(sizes: Mapping[str, float]) -> dict[str, Any]:
+def backbone(sizes: Mapping[str, float]) -> dict[str, Any]:
     if not sizes["patch"]:
         return {"backbone": RESNETS[int(sizes["depth"])]}
     name, others = VITS[int(sizes["dim"])]
@@ -158,7 +165,7 @@ def _simclr(sizes: Mapping[str, float], common: Mapping[str, Any]) -> SelfSuperv
     from fastssl.methods.simclr import SimCLR
 
     return SimCLR(
-        TEMPERATURE, strength=sizes["strength"], blur=sizes["blur"], weight_decay=0.05, **_backbone(sizes), **common
+        TEMPERATURE, strength=sizes["strength"], blur=sizes["blur"], weight_decay=0.05, **backbone(sizes), **common
     )
 
 
@@ -170,7 +177,7 @@ def _dino(sizes: Mapping[str, float], common: Mapping[str, Any]) -> SelfSupervis
     return DINO(
         int(sizes["K"]), hidden, bottleneck, local_crops=int(sizes["local"]), local_size=int(sizes["local_size"]),
         head_batch_norm=small, teacher_momentum=0.99, freeze_last_layer=0, weight_decay=0.04,
-        **_backbone(sizes), **common,
+        **backbone(sizes), **common,
     )  # fmt: skip
 
 
@@ -289,20 +296,20 @@ class Training:
 
     Args:
         case: the problem.
+        create: makes the model, on the case's device, each time with the same weights.
         source: of views.
-        criterion: makes the loss; None: the method's own.
         backend: of fastssl; None: as it chooses.
     """
 
     def __init__(
         self,
         case: Case,
+        create: Callable[[], SelfSupervised],
         source: Callable[[SelfSupervised], Source],
-        criterion: Callable[[Case], nn.Module] | None,
         backend: str | None,
     ) -> None:
-        self._case, self._criterion, self._backend = case, criterion, backend
-        self._model = self._create()
+        self._case, self._create, self._backend = case, create, backend
+        self._model = create()
         self._source = source(self._model)
         configured = self._model.configure_optimizers()
         self._optimizer, self._schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
@@ -344,10 +351,6 @@ class Training:
         with torch.autocast(self._case.device, dtype) if dtype in LOW_PRECISION else nullcontext():
             return model.step(*views).loss
 
-    def _create(self) -> SelfSupervised:
-        criterion = None if self._criterion is None else self._criterion(self._case)
-        return create(self._case.sizes, criterion).to(self._case.device)
-
     def _forced(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._backend is None else fastssl.backend(self._backend)
 
@@ -379,12 +382,19 @@ def common_views(case: Case, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def truth(case: Case, inputs: tuple[Tensor, ...], seed: int) -> list[Expected]:
-    """Loss and gradients in float64. A gradient is accumulated through a whole network: in place of the sum of its
-    terms stands the largest gradient of its parameter, or a thousandth of the largest of all.
-    """
+    """Loss and gradients in float64."""
     model = create(case.sizes, eager_criterion(case)).double().to(case.device)
     loss = model.step(*(view.to(case.device, torch.float64) for view in common_views(case, inputs))).loss
     loss.backward()
+    return expected_of(model, loss)
+
+
+def expected_of(model: SelfSupervised, loss: Tensor) -> list[Expected]:
+    """A loss and the gradients that it has left in the model, both of float64.
+
+    A gradient is accumulated through a whole network: in place of the sum of its terms stands the largest gradient of
+    its parameter, or a thousandth of the largest of all.
+    """
     expected = [Expected("loss", loss.detach(), loss.detach().abs(), loss.shape)]
     for name, each in gradients(model).items():
         value = torch.cat(each)
@@ -423,6 +433,10 @@ def _flops_of_an_image(sizes: tuple[tuple[str, float], ...]) -> float:
 # --- Providers ------------------------------------------------------------------------------------------------------
 
 WORKERS = {"cpu": augment_peers.WORKERS, "cuda": os.cpu_count() or 1}
+
+
+def _creating(case: Case, criterion: Callable[[Case], nn.Module] | None = None) -> Callable[[], SelfSupervised]:
+    return lambda: create(case.sizes, None if criterion is None else criterion(case)).to(case.device)
 
 
 def _own_views(case: Case) -> Callable[[SelfSupervised], Source]:
@@ -469,24 +483,29 @@ def _pinned(images: Tensor) -> Tensor:
     return images.pin_memory() if torch.cuda.is_available() else images
 
 
-def _fastssl(case: Case, backend: str | None = None) -> Function:
-    if backend is not None:
-        from fastssl.ops import registry
+def check_backend(case: Case, backend: str | None, *operations: str) -> None:
+    """Raises ``Unavailable`` where a forced backend cannot serve one of the operations."""
+    from fastssl.ops import registry
 
-        try:
-            for operation in ("nt_xent", "soft_target_cross_entropy", "augment_views"):
-                dtype = torch.uint8 if operation == "augment_views" else case.dtype
-                registry.choose(operation, case.device, dtype, backend)
-        except RuntimeError as error:
-            raise Unavailable(str(error)) from error
-    return Formed(Training(case, _own_views(case), None, backend), _channels_first)
+    try:
+        for operation in operations if backend is not None else ():
+            dtype = torch.uint8 if operation == "augment_views" else case.dtype
+            registry.choose(operation, case.device, dtype, backend or "")
+    except RuntimeError as error:
+        raise Unavailable(str(error)) from error
+
+
+def _fastssl(case: Case, backend: str | None = None) -> Function:
+    check_backend(case, backend, "nt_xent", "soft_target_cross_entropy", "augment_views")
+    return Formed(Training(case, _creating(case), _own_views(case), backend), _channels_first)
 
 
 def _alone(make: augment_peers.Maker, case: Case) -> Function:
     """lightly's loss and views that are made one by one in this process, of PIL images."""
     source = _views_of(augment_peers.one_by_one(make), case)
     return Formed(
-        Training(case, source, lightly_criterion, None), lambda images, index: tuple(augment_peers.as_pil(images))
+        Training(case, _creating(case, lightly_criterion), source, None),
+        lambda images, index: tuple(augment_peers.as_pil(images)),
     )
 
 
@@ -500,13 +519,13 @@ def _in_workers(make: augment_peers.Maker, case: Case) -> Function:
         num_workers=WORKERS[case.device],
         pin_memory=case.device == "cuda",
     )
-    return Formed(Training(case, lambda model: loader.epoch, lightly_criterion, None), loader.show)
+    return Formed(Training(case, _creating(case, lightly_criterion), lambda model: loader.epoch, None), loader.show)
 
 
 def _plain(views: Callable[[Case], Function], criterion: Callable[[Case], nn.Module], case: Case) -> Function:
     """All images at once in plain PyTorch."""
     return Formed(
-        Training(case, _views_of(views, case), criterion, None),
+        Training(case, _creating(case, criterion), _views_of(views, case), None),
         lambda images, index: (_channels_first(images, index)[0],),
     )
 

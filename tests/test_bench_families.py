@@ -49,6 +49,9 @@ SIZES = {
     ],
     "masking": MASKED,
     "unshuffle": MASKED,
+    "mae": [
+        {"B": 3, "H": 32, "patch": 8, "depth": 1, "dim": 128, "decoder_depth": 1, "decoder_dim": 16, "decoder_heads": 2}
+    ],
     "training": [
         {
             "B": 3, "height": 40, "width": 40, "size": 32, "strength": 0, "blur": 0, "local": 1, "local_size": 16,
