@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import fits
 from .cases import TITLES, Family
 
 if TYPE_CHECKING:
@@ -626,6 +627,9 @@ def merged(documents: Sequence[Document]) -> list[Document]:
 
 
 def _render(arguments: argparse.Namespace) -> str:
+    trained = [fits.load(path) for path in arguments.results]
+    if all(trained):
+        return "\n".join(fits.markdown(document) for document in trained if document)
     return "\n".join(
         markdown(
             document,

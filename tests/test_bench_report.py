@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastssl.benchmarks import cases, nt_xent, plot, report, runner
+from fastssl.benchmarks import cases, fits, nt_xent, plot, report, runner
 
 PASSES = tuple(cases.PASSES)
 ENVIRONMENT = {
@@ -249,6 +249,28 @@ def test_a_page_gets_its_tables_anew(tmp_path, monkeypatch):
     assert page.count("| float32, N = 512 | **4.00 ms** | 10.0 ms (2.50x) |") == 2 and "old" not in page
     assert page.startswith("Before\n") and "Between" in page and page.endswith(f"{end}\nAfter\n")
     assert report.update(page) == page
+
+
+def test_fits_of_several_seeds_become_a_table(tmp_path, capsys):
+    result = {"method": "simclr", "backbone": "resnet10t", "epochs": 6, "steps": 168, "training_seconds": 90.0}
+    for seed in (0, 1, 2):
+        accuracy = {"pixels": {"knn": 0.2, "linear": 0.3}, "trained": {"knn": 0.8 + seed / 100, "linear": 0.9}}
+        (tmp_path / str(seed)).mkdir()
+        written = json.dumps({**result, "seed": seed, "accuracy": accuracy})
+        (tmp_path / str(seed) / "results.json").write_text(written)
+    runs = [str(tmp_path / str(seed)) for seed in (0, 1, 2)]
+    file = tmp_path / "fits.json"
+    assert fits.main([*runs, "--command", "fastssl fit simclr", "--json", str(file)]) == 0
+    assert report.main([str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "`fastssl fit simclr`, seeds 0, 1, 2: 6 epochs, 1.5 minutes of training each." in text
+    assert "| trained | **81.0** (80.0, 81.0, 82.0) | **90.0** (90.0, 90.0, 90.0) |" in text
+    assert "| pixels | 20.0 (20.0, 20.0, 20.0) |" in text
+    (tmp_path / "1" / "results.json").write_text(json.dumps({**result, "epochs": 7, "seed": 1}))
+    for wrong, message in ((runs, "must be a run like"), ([str(tmp_path)], "must be the folder of a finished run")):
+        with pytest.raises(SystemExit):
+            fits.main([*wrong, "--command", "x"])
+        assert message in capsys.readouterr().err
 
 
 ROOT = Path(__file__).parent.parent
