@@ -4,6 +4,8 @@
 //
 // A thread takes a patch after the other: its pixels into the first-level cache, their mean, their variance
 // about it, then once through the predicted row, whose errors are added up and whose gradient is written.
+// Meanwhile pixels come into the second-level cache, for a stretch of patches at a time: their rows lie
+// apart, which no prefetcher foresees, and memory wants them in the order of their addresses.
 #pragma once
 
 #include "cpu/launch.h"
@@ -27,8 +29,9 @@ class Kernels {
         patches_(p.height / p.patch_size * columns_),
         pixels_(p.patch_size * p.patch_size),
         numbers_(pixels_ * p.channels),
-        // Whole images where there are enough for every thread, so that the next patch is known in advance.
+        // Whole images where there are enough for every thread, so that what comes next is known in advance.
         patches_per_task_(p.batch >= kImagesPerThread * threads ? patches_ : columns_),
+        stretch_(stretch_of(p, columns_)),
         buffers_(arena.take<Buffers>(threads)) {
     const std::int64_t beyond = p.channels * S::kLanes;  // where whole vectors end
     for (int i = 0; i < threads; ++i) {
@@ -57,6 +60,9 @@ class Kernels {
   static constexpr std::int64_t kImagesPerThread = 4;
   static constexpr double kEpsilon = 1e-6;  // beside the variance
 
+  // So much of a stretch's pixels: the second-level cache holds two, and what else is read.
+  static constexpr std::int64_t kStretchBytes = 128 << 10;
+
   struct Buffers {
     Real *pixels, *target, *input, *output;
   };
@@ -64,6 +70,11 @@ class Kernels {
   // Where a patch and its prediction lie.
   struct Patch {
     const char *pixels, *prediction;
+  };
+
+  // Patches side by side whose pixels are fetched together, and how many rows of pixels have been.
+  struct Stretch {
+    std::int64_t first, length, fetched;
   };
 
   static Real number(const void* numbers, std::int64_t at) { return static_cast<const Real*>(numbers)[at]; }
@@ -89,8 +100,15 @@ class Kernels {
 
   void run_patches(std::int64_t b, std::int64_t begin, std::int64_t end, const Buffers& buffers) const {
     std::int64_t taken = next_taken(b, begin, end);
+    Stretch here{}, ahead = stretch(begin, end);
+    fetch_pixels(b, ahead, 1, 1);
     for (std::int64_t l = begin; l < end; ++l) {
       const std::int64_t at = b * patches_ + l;
+      if (l == ahead.first) {
+        here = ahead;
+        ahead = stretch(here.first + here.length, end);
+      }
+      fetch_pixels(b, ahead, l - here.first + 1, here.length);
       if (l < taken) {
         if (out_.loss != nullptr) static_cast<Real*>(out_.loss)[at] = 0;
         if (out_.gradient != nullptr) write_zeros(gradient_row(b, l));
@@ -110,24 +128,30 @@ class Kernels {
   // Returns the sum of the errors.
   double run_patch(const Patch& here, const Patch& next, std::int64_t at, char* gradient,
                    const Buffers& buffers) const {
-    read_patch<S>(p_, here.pixels, buffers.pixels);
-    fetch_pixels(next.pixels);
+    const Real* target = buffers.target;
+    double sum = 0;
+    if (is_usual<S>(p_) && p_.pixel_stride == 1) {
+      sum = read_in_turns<S>(p_, here.pixels, buffers.target);
+    } else {
+      read_patch<S>(p_, here.pixels, buffers.pixels);
+      if (p_.channels_first || p_.channels == 1) {
+        target = buffers.pixels;
+      } else if (p_.channels == 2) {
+        interleave<S, 2>(buffers.pixels, pixels_, buffers.target);
+      } else if (p_.channels == 3) {
+        interleave<S, 3>(buffers.pixels, pixels_, buffers.target);
+      } else {
+        interleave<S, 4>(buffers.pixels, pixels_, buffers.target);
+      }
+      if (p_.normalize)
+        sum = is_usual<S>(p_) ? sum_in_turns<S>(target, p_.patch_size)
+                              : add_up(target, [](Vec x) { return x; });
+    }
     Real mean = 0, inverse = 1;
     if (p_.normalize) {
-      const double sum = add_up(buffers.pixels, [](Vec x) { return x; });
       mean = static_cast<Real>(sum / static_cast<double>(numbers_));
-      const double squares = add_up(buffers.pixels, [&](Vec x) { return (x - mean) * (x - mean); });
+      const double squares = add_up(target, [&](Vec x) { return (x - mean) * (x - mean); });
       inverse = static_cast<Real>(1 / __builtin_sqrt(squares / static_cast<double>(numbers_ - 1) + kEpsilon));
-    }
-    const Real* target = buffers.target;
-    if (p_.channels_first || p_.channels == 1) {
-      target = buffers.pixels;
-    } else if (p_.channels == 2) {
-      interleave<S, 2>(buffers.pixels, pixels_, buffers.target);
-    } else if (p_.channels == 3) {
-      interleave<S, 3>(buffers.pixels, pixels_, buffers.target);
-    } else {
-      interleave<S, 4>(buffers.pixels, pixels_, buffers.target);
     }
     const Target t{target, mean, inverse};
     switch (p_.error) {
@@ -234,15 +258,38 @@ class Kernels {
     return total;
   }
 
-  // The rows of a patch lie apart, which no prefetcher foresees.
-  void fetch_pixels(const char* pixels) const {
+  // As many patches side by side as leave room in the second-level cache for those that are computed.
+  static std::int64_t stretch_of(const PatchLossProblem& p, std::int64_t columns) {
+    const std::int64_t most =
+        kStretchBytes / (p.patch_size * p.patch_size * p.channels * pixel_bytes(p.pixel_type));
+    return most < 1 ? 1 : most < columns ? most : columns;
+  }
+
+  // Of the patches from `first` to `end`, those that are fetched first.
+  Stretch stretch(std::int64_t first, std::int64_t end) const {
+    std::int64_t length = columns_ - first % columns_;
+    if (length > stretch_) length = stretch_;
+    return {first, first + length < end ? length : end - first, 0};
+  }
+
+  // Fetches the pixels of a stretch up to a share of them, part / parts.
+  void fetch_pixels(std::int64_t b, Stretch& stretch, std::int64_t part, std::int64_t parts) const {
+    if (stretch.length == 0) return;
     const std::int64_t bytes = pixel_bytes(p_.pixel_type), size = p_.patch_size;
     const std::int64_t channels = p_.channel_stride == 1 ? 1 : p_.channels;  // side by side: one visit
     const std::int64_t length = ((size - 1) * p_.pixel_stride + 1) * bytes;
-    for (std::int64_t c = 0; c < channels; ++c) {
-      for (std::int64_t y = 0; y < size; ++y) {
-        const char* row = pixels + (c * p_.channel_stride + y * p_.row_stride) * bytes;
-        for (std::int64_t k = 0; k < length; k += kCacheLine) __builtin_prefetch(row + k, 0, kSecondLevel);
+    const char* corner = patch(b, stretch.first).pixels;
+    for (const std::int64_t end = channels * size * part / parts; stretch.fetched < end; ++stretch.fetched) {
+      const std::int64_t c = stretch.fetched / size, y = stretch.fetched % size;
+      const char* row = corner + (c * p_.channel_stride + y * p_.row_stride) * bytes;
+      std::uintptr_t last = 0;
+      for (std::int64_t i = 0; i < stretch.length; ++i, row += size * p_.pixel_stride * bytes) {
+        if (number(p_.weight, b * patches_ + stretch.first + i) == 0) continue;
+        for (std::int64_t k = 0; k < length; k += kCacheLine) {
+          const std::uintptr_t line = reinterpret_cast<std::uintptr_t>(row + k) / kCacheLine;
+          if (line != last) __builtin_prefetch(row + k, 0, kSecondLevel);
+          last = line;
+        }
       }
     }
   }
@@ -259,7 +306,7 @@ class Kernels {
 
   const PatchLossProblem& p_;
   const PatchLossOutputs& out_;
-  std::int64_t columns_, patches_, pixels_, numbers_, patches_per_task_;
+  std::int64_t columns_, patches_, pixels_, numbers_, patches_per_task_, stretch_;
   Buffers* buffers_;  // [threads]
 };
 

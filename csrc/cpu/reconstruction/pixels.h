@@ -29,9 +29,8 @@ FASTSSL_INLINE void read_pixels(const Pixel* pixels, std::int64_t stride, std::i
 
 // The patch whose first pixel is at `place`, as [channels][patch_size][patch_size].
 template <class S, class Real, class Pixel, class Convert>
-FASTSSL_INLINE void read_patch(const PatchLossProblem& p, const void* place, Real* out,
+FASTSSL_INLINE void read_patch(const PatchLossProblem& p, const Pixel* first, Real* out,
                                const Convert& convert) {
-  const auto* first = static_cast<const Pixel*>(place);
   const std::int64_t size = p.patch_size;
   for (std::int64_t c = 0; c < p.channels; ++c) {
     const Real scale = static_cast<Real>(p.scale[c]), shift = static_cast<Real>(p.shift[c]);
@@ -41,23 +40,31 @@ FASTSSL_INLINE void read_patch(const PatchLossProblem& p, const void* place, Rea
   }
 }
 
+// Calls read(first pixel, how one is made Real).
+template <class Real, class Read>
+FASTSSL_INLINE auto with_pixels(PixelType type, const void* place, const Read& read) {
+  switch (type) {
+    case PixelType::kFloat32:
+      return read(static_cast<const float*>(place), [](float x) { return static_cast<Real>(x); });
+    case PixelType::kFloat64:
+      return read(static_cast<const double*>(place), [](double x) { return static_cast<Real>(x); });
+    case PixelType::kBFloat16:
+      return read(static_cast<const std::uint16_t*>(place),
+                  [](std::uint16_t x) { return static_cast<Real>(from_bfloat16(x)); });
+    case PixelType::kFloat16:
+      return read(static_cast<const std::uint16_t*>(place),
+                  [](std::uint16_t x) { return static_cast<Real>(from_float16(x)); });
+    default:
+      return read(static_cast<const std::uint8_t*>(place),
+                  [](std::uint8_t x) { return static_cast<Real>(static_cast<std::int32_t>(x)); });
+  }
+}
+
 template <class S, class Real>
 void read_patch(const PatchLossProblem& p, const void* place, Real* out) {
-  switch (p.pixel_type) {
-    case PixelType::kFloat32:
-      return read_patch<S, Real, float>(p, place, out, [](float x) { return static_cast<Real>(x); });
-    case PixelType::kFloat64:
-      return read_patch<S, Real, double>(p, place, out, [](double x) { return static_cast<Real>(x); });
-    case PixelType::kBFloat16:
-      return read_patch<S, Real, std::uint16_t>(
-          p, place, out, [](std::uint16_t x) { return static_cast<Real>(from_bfloat16(x)); });
-    case PixelType::kFloat16:
-      return read_patch<S, Real, std::uint16_t>(
-          p, place, out, [](std::uint16_t x) { return static_cast<Real>(from_float16(x)); });
-    case PixelType::kUint8:
-      return read_patch<S, Real, std::uint8_t>(
-          p, place, out, [](std::uint8_t x) { return static_cast<Real>(static_cast<std::int32_t>(x)); });
-  }
+  with_pixels<Real>(p.pixel_type, place, [&](const auto* first, const auto& convert) {
+    read_patch<S, Real>(p, first, out, convert);
+  });
 }
 
 template <class V, class Ints, int... lane>
@@ -84,13 +91,18 @@ FASTSSL_INLINE typename S::Vec take_turns(const typename S::Vec* channels, typen
   }
 }
 
+// Returns the sum of the vectors that it writes.
 template <class S, int kChannels, class Real, int... part>
-FASTSSL_INLINE void interleave_vectors(const typename S::Vec* channels, Real* out,
-                                       std::integer_sequence<int, part...>) {
+FASTSSL_INLINE typename S::Vec interleave_vectors(const typename S::Vec* channels, Real* out,
+                                                  std::integer_sequence<int, part...>) {
   constexpr auto kLanes = std::make_integer_sequence<int, S::kLanes>{};
-  (S::store(out + part * S::kLanes,
-            take_turns<S, kChannels, part * S::kLanes, 0>(channels, typename S::Vec{}, kLanes)),
-   ...);
+  typename S::Vec sum{};
+  const auto write = [&](int number, typename S::Vec v) {
+    S::store(out + number * S::kLanes, v);
+    sum += v;
+  };
+  (write(part, take_turns<S, kChannels, part * S::kLanes, 0>(channels, typename S::Vec{}, kLanes)), ...);
+  return sum;
 }
 
 // [kChannels][count] -> [count][kChannels]. Reads and writes up to kLanes pixels past the end.
@@ -103,6 +115,70 @@ FASTSSL_INLINE void interleave(const Real* pixels, std::int64_t count, Real* out
     interleave_vectors<S, kChannels>(channels, out + k * kChannels,
                                      std::make_integer_sequence<int, kChannels>{});
   }
+}
+
+// Colours whose rows fill whole vectors, for rows (y, x, channel): the usual case, which has a way of its
+// own.
+template <class S>
+FASTSSL_INLINE bool is_usual(const PatchLossProblem& p) {
+  return p.channels == 3 && !p.channels_first && p.patch_size % S::kLanes == 0;
+}
+
+// Sum of a patch (y, x, channel) of the usual kind, in the order in which `read_in_turns` adds.
+template <class S, class Real>
+FASTSSL_INLINE double sum_in_turns(const Real* patch, std::int64_t size) {
+  double total = 0;
+  for (std::int64_t y = 0; y < size; ++y) {
+    typename S::Vec sum{};
+    for (std::int64_t x = 0; x < size; x += S::kLanes, patch += 3 * S::kLanes) {
+      typename S::Vec part{};
+      for (int c = 0; c < 3; ++c) part += S::load(patch + c * S::kLanes);
+      sum += part;
+    }
+    total += static_cast<double>(S::sum(sum));
+  }
+  return total;
+}
+
+// What `read_patch` and `interleave` do, in one go, for a patch of the usual kind whose pixels are neighbours
+// in memory. Returns the sum.
+template <class S, class Real, class Pixel, class Convert>
+FASTSSL_INLINE double read_in_turns(const PatchLossProblem& p, const Pixel* first, Real* out,
+                                    const Convert& convert) {
+  using Vec = typename S::Vec;
+  constexpr int kChannels = 3;
+  constexpr auto kParts = std::make_integer_sequence<int, kChannels>{};
+  Vec scale[kChannels], shift[kChannels];
+  for (int c = 0; c < kChannels; ++c) {
+    scale[c] = S::broadcast(static_cast<Real>(p.scale[c]));
+    shift[c] = S::broadcast(static_cast<Real>(p.shift[c]));
+  }
+  const std::int64_t size = p.patch_size;
+  double total = 0;
+  for (std::int64_t y = 0; y < size; ++y) {
+    Vec sum{};
+    for (std::int64_t x = 0; x < size; x += S::kLanes) {
+      Vec channels[kChannels];
+      FASTSSL_UNROLL
+      for (int c = 0; c < kChannels; ++c) {
+        const Pixel* pixels = first + c * p.channel_stride + y * p.row_stride + x;
+        Real lanes[S::kLanes];
+        FASTSSL_UNROLL
+        for (int lane = 0; lane < S::kLanes; ++lane) lanes[lane] = convert(pixels[lane]);
+        channels[c] = S::load(lanes) * scale[c] + shift[c];
+      }
+      sum += interleave_vectors<S, kChannels>(channels, out + (y * size + x) * kChannels, kParts);
+    }
+    total += static_cast<double>(S::sum(sum));
+  }
+  return total;
+}
+
+template <class S, class Real>
+double read_in_turns(const PatchLossProblem& p, const void* place, Real* out) {
+  return with_pixels<Real>(p.pixel_type, place, [&](const auto* first, const auto& convert) {
+    return read_in_turns<S, Real>(p, first, out, convert);
+  });
 }
 
 }  // namespace reconstruction
