@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastssl.ops import registry
+from fastssl.ops import gradients, registry
 from fastssl.ops.reconstruction import reference
 
 from . import patch_loss
@@ -53,6 +53,26 @@ class Patches:
         loss, gradient = reference.patch_loss_step(prediction, image, weight, **self.rules)
         losses = reference.patch_loss(prediction, image, weight, **self.rules)
         return loss, gradient, losses, reference.patch_loss_grad(prediction, image, weight, d_loss, **self.rules)
+
+
+@dataclass
+class Scaled:
+    """A saved gradient and the number that it is multiplied by."""
+
+    gradient: Tensor
+    factor: Tensor
+
+    def solve(self) -> Sequence[Tensor]:
+        return (gradients.scale(self.gradient.clone(), self.factor),)
+
+    def judge(self, results: Sequence[Tensor]) -> Mapping[str, float]:
+        return {"product": 0.0 if torch.equal(results[0], self.gradient * self.factor) else float("inf")}
+
+
+def _scaled(factor: float, target: Target, dtype: str, seed: int) -> Scaled:
+    size = 5000 if target.small else 12_345_678
+    numbers = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(target.device, DTYPES[dtype][0])
+    return Scaled(numbers, torch.tensor(factor, device=target.device))
 
 
 def _patches(
@@ -104,6 +124,10 @@ def verifications(target: Target) -> list[Verification]:
             (1, 8, "squared", "float"),
             (4, 8, "smooth_l1", "uint8"),
         )
+    ] + [
+        Verification(f"a gradient times {factor}", dtype, partial(_scaled, factor, target, dtype))
+        for dtype in ("float32", "bfloat16", "float16")
+        for factor in (1.0, 0.3)
     ]
 
 

@@ -109,7 +109,7 @@ def work(case: Case, which: str) -> Work:
 # --- Providers ------------------------------------------------------------------------------------------------------
 
 
-def _patchified(images: Tensor, patch: int) -> Tensor:
+def patchified(images: Tensor, patch: int) -> Tensor:
     batch, channels, height, width = images.shape
     grid = images.reshape(batch, channels, height // patch, patch, width // patch, patch)
     return torch.einsum("nchpwq->nhwpqc", grid).reshape(batch, -1, patch**2 * channels)
@@ -120,7 +120,7 @@ def _paper(case: Case) -> Function:
     patch = int(case.sizes["p"])
 
     def loss(images: Tensor, predictions: Tensor, mask: Tensor) -> Tensor:
-        target = _patchified(images, patch)
+        target = patchified(images, patch)
         mean, variance = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
         target = (target - mean) / (variance + EPS) ** 0.5
         return (((predictions - target) ** 2).mean(-1) * mask).sum() / mask.sum()

@@ -19,6 +19,7 @@ import test_reconstruction as checks  # noqa: E402
 
 import fastssl  # noqa: E402
 from fastssl.kernels.reconstruction import config  # noqa: E402
+from fastssl.ops import triton_scale  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN and infinity: IEEE rules are relied on
 
@@ -85,3 +86,19 @@ def test_nan_in_nan_out(which):
         gradient = checks.run("patch_loss_grad", *inputs, torch.ones_like(loss), **checks.rules(error=error))
         assert loss.isnan().tolist() == [[False, True, False]]
         assert gradient.isnan().sum((0, 2)).tolist() == [0, 1 if which == 0 else 48, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gradient_times_a_number_on_the_device(dtype):
+    around = torch.full((5003,), 7.0, dtype=dtype)
+    x = around[1:-2]  # more than a program takes at once, and not a multiple of it
+    x.copy_(torch.randn(5000))
+    x[3], x[4999] = torch.nan, torch.inf
+    before = x.clone()
+    for factor in (1.0, 0.3, float("nan"), 0.0):
+        x.copy_(before)
+        assert triton_scale.scale(x, torch.tensor(factor)) is x
+        wanted = before if factor == 1 else before * torch.tensor(factor)
+        assert torch.equal(x.nan_to_num(77), wanted.nan_to_num(77)) and torch.equal(x.isnan(), wanted.isnan())
+    assert (around[0], *around[-2:]) == (7, 7, 7)
+    assert triton_scale.scale(x[:0], torch.tensor(2.0)).numel() == 0

@@ -105,13 +105,11 @@ def patch_loss(
         "backend": backends.forced(),
     }
     # The gradient comes out of the pass that computes the loss, except where it would be rounded before a loss scaler
-    # multiplies it, in a graph, which could not leave out the multiplication by 1, and on a GPU, whose backward pass
-    # has the incoming gradient already.
+    # multiplies it, and in a graph, which could not leave out the multiplication by 1.
     at_once = (
         torch.is_grad_enabled()
         and prediction.requires_grad
         and reduction == "mean"
-        and prediction.is_cpu
         and prediction.dtype != torch.float16
         and not torch.compiler.is_compiling()
     )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import backends, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks, registry
+from ..ops.gradients import is_last_backward, scaled
 from ..ops.precision import accumulator
-from ..ops.soft_target.op import is_last_backward, scaled
 
 Views = Tensor | Sequence[Tensor]
 Reduction = Literal["mean", "sum", "none"]

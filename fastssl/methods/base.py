@@ -163,15 +163,8 @@ class SelfSupervised(L.LightningModule):
         """h of the trained backbone, for normalised images [B, C, H, W]."""
         return represent(self.backbone, x)
 
-    def encoder(self, untrained: bool = False) -> Encoder:
-        """The encoder that counts, for evaluation, export and pictures; it shares its modules with the method.
-
-        Args:
-            untrained: a new one of the same kind instead, with weights from PyTorch's global generator.
-        """
-        if untrained:
-            backbone = create_backbone(*self.architecture).to(memory_format=torch.channels_last).to(self.device)
-            return Encoder(backbone, self.architecture, self.hparams["size"], label="untrained encoder")
+    def encoder(self) -> Encoder:
+        """The encoder that counts, for evaluation, export and pictures; it shares its modules with the method."""
         method, size = type(self).__name__, self.hparams["size"]
         label = f"{method} {self.architecture.name}"
         return Encoder(self.evaluated, self.architecture, size, self.projector, label, method)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..gradients import scaled
 from ..precision import accumulator
 from ..registry import define, define_gradient
-from ..soft_target.op import scaled
 
 _NAME = "prototype_cross_entropy"
 

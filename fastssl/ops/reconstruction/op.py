@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..gradients import scaled
 from ..precision import accumulator
 from ..registry import define, define_gradient, forbid_gradient
-from ..soft_target.op import scaled
 
 _NAME = "patch_loss"
 _INPUTS = "Tensor prediction, Tensor image, Tensor weight"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..gradients import scaled
 from ..precision import accumulator
 from ..registry import define, define_gradient, forbid_gradient
 
@@ -182,25 +183,6 @@ def _backward_step(ctx: Any, d_loss: Tensor | None, *_: None) -> tuple[list[Tens
     if d_loss is None:
         return (None,) * 5
     return scaled(ctx.saved_tensors, d_loss), None, None, None, None
-
-
-def scaled(gradients: Sequence[Tensor], d_loss: Tensor) -> list[Tensor]:
-    """Gradients [views, B, K] that were saved for d_loss = 1, times d_loss.
-
-    They are as large as the logits, so where nobody needs the saved ones again they are scaled where they lie, and not
-    at all by 1, which is what ``loss.backward()`` brings. A CPU tensor is read without waiting for a device.
-    """
-    traced = type(d_loss) is not Tensor
-    if traced or not is_last_backward():
-        return [gradient * d_loss for gradient in gradients]
-    if d_loss.is_cpu and d_loss.item() == 1:
-        return list(gradients)
-    return [gradient.mul_(d_loss) for gradient in gradients]
-
-
-def is_last_backward() -> bool:
-    """Whether the backward pass that runs now frees what it has saved: no ``retain_graph``, no ``create_graph``."""
-    return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 define_gradient("soft_target_cross_entropy", setup_context=_setup_context, backward=_backward)
