@@ -34,6 +34,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "fastssl-cuda": (VERMILION, (0, (3, 1, 1, 1))),
     "fastssl-chunked": (VERMILION, (0, (5, 2, 1, 2))),
     "fastssl-apart": (VERMILION, (0, (1, 3))),
+    "fastssl-compiled": (VERMILION, (0, (3, 3))),
     "eager": (GREY, SOLID),
     "eager-lean": (GREY, DASHED),
     "eager-autocast": (GREY, DOTTED),
