@@ -357,8 +357,9 @@ class Training:
 
 def parts(function: Function) -> dict[str, float]:
     """Median seconds of the parts of a provider's steps."""
-    assert isinstance(function, Formed) and isinstance(function.function, Training)
-    return function.function.clock.medians()
+    training = function.function if isinstance(function, Formed) else function
+    assert isinstance(training, Training)
+    return training.clock.medians()
 
 
 # --- What is right --------------------------------------------------------------------------------------------------
