@@ -95,6 +95,15 @@ void pairwise_loss(const PairwiseProblem& problem, bool allow_bfloat16_product, 
   fastssl::pairwise_loss(problem, allow_bfloat16_product, weight, outputs);
 }
 
+void pairwise_bank(PairwiseProblem problem, bool allow_bfloat16_product, Address positive,
+                   std::int64_t positive_stride, double weight, Address loss, Address dq, Address dscale) {
+  problem.positive = pointer<const void>(positive);
+  problem.positive_stride = positive_stride;
+  const fastssl::BankOutputs outputs{pointer<void>(loss), pointer<void>(dq), pointer<void>(dscale)};
+  py::gil_scoped_release release;
+  fastssl::pairwise_bank(problem, allow_bfloat16_product, weight, outputs);
+}
+
 void nearest_neighbors(Address q, Address k, std::int64_t rows, std::int64_t cols, std::int64_t dim,
                        std::int64_t q_stride, std::int64_t k_stride, int dtype, std::int64_t count,
                        bool exclude_self, std::int64_t row_offset, std::int64_t threads,
@@ -418,6 +427,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("col_positive_weight"), py::arg("dq"), py::arg("dscale"));
   m.def("pairwise_loss", &pairwise_loss, py::arg("problem"), py::kw_only(), py::arg("allow_bfloat16_product"),
         py::arg("weight"), py::arg("loss"), py::arg("dq"), py::arg("dq_other"), py::arg("dscale"));
+  m.def("pairwise_bank", &pairwise_bank, py::arg("problem"), py::kw_only(), py::arg("allow_bfloat16_product"),
+        py::arg("positive"), py::arg("positive_stride"), py::arg("weight"), py::arg("loss"), py::arg("dq"),
+        py::arg("dscale"));
+  m.attr("FIXED_SHIFT_LIMIT") = fastssl::kFixedShiftLimit;
   m.def("nearest_neighbors", &nearest_neighbors, py::kw_only(), py::arg("q"), py::arg("k"), py::arg("rows"),
         py::arg("cols"), py::arg("dim"), py::arg("q_stride"), py::arg("k_stride"), py::arg("dtype"),
         py::arg("count"), py::arg("exclude_self"), py::arg("row_offset"), py::arg("threads"),

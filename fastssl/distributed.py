@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,9 @@ from torch.distributed import _functional_collectives as collectives
 
 # torch 2.15 renamed it
 _all_gather: Callable[..., Tensor] = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
+_reduce_scatter: Callable[..., Tensor] = (
+    getattr(collectives, "reduce_scatter_single", None) or collectives.reduce_scatter_tensor
+)
 _all_reduce: Callable[..., Tensor] = collectives.all_reduce  # takes a group's name, which its annotation hides
 _checked: set[tuple[str, str]] = set()
 
@@ -69,3 +73,19 @@ def check_same_shape(function: str, name: str, tensor: Tensor, group: dist.Proce
     if any(shape != listed[0] for shape in listed):
         raise ValueError(f"{function}: {name} must have the same shape on every rank, got {listed} by rank")
     _checked.add(key)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: str) -> Tensor:
+        ctx.group = group
+        return all_gather_rows(rows, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return collectives.wait_tensor(_reduce_scatter(gradient.contiguous(), "sum", 0, ctx.group)), None
+
+
+def gather_with_gradient(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """As ``all_gather_rows``; each rank's rows get the sum of the gradients that all ranks have for them."""
+    return _Gather.apply(rows, group.group_name)

@@ -246,3 +246,23 @@ def test_same_input_same_bits_and_inputs_untouched(dtype):
     second = *case.logsum(triton, dtype), *case.gradient(triton, dtype)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.equal(case.q, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_with_their_gradients_are_the_references(dtype):
+    """They are composed of the kernels above: what is checked is that they are put together."""
+    generator = torch.Generator().manual_seed(0)
+    q, own, k = (torch.randn(n, 24, generator=generator).to(dtype) for n in (20, 20, 40))
+    common = {"scale": 5.0, "normalize": True, "weight": 0.05, "gradient": True}
+    for name, inputs, rules in (
+        ("clip", (q, own, None), {}),
+        ("info_nce", (q, k, own, torch.tensor(0.5)), {"row_offset": 0}),
+        ("info_nce", (q, k, None, None), {"row_offset": 17}),
+    ):
+        wide = [None if x is None else x.double() for x in inputs]
+        results, truth = (
+            getattr(backend, name)(*x, **rules, **common) for backend, x in ((triton, inputs), (reference, wide))
+        )
+        for got, want in zip(results, truth, strict=True):
+            error = (got.double() - want).abs().max()
+            assert error < (1e-5 if dtype == torch.float32 else 0.02) * want.abs().max()

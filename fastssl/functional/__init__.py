@@ -4,7 +4,10 @@ They check their arguments (never the values inside tensors), and build each los
 """
 
 from .augment import augment_views, view_parameters
+from .clip import clip
 from .contrastive import nt_xent, pairwise_logsumexp
+from .decoupled import dcl
+from .info_nce import info_nce
 from .koleo import koleo
 from .mask_patterns import (
     TargetMasks,
@@ -20,14 +23,18 @@ from .prototypes import prototype_cross_entropy
 from .reconstruction import patch_loss
 from .sinkhorn import sinkhorn_knopp
 from .soft_target import masked_soft_target_cross_entropy, soft_target_cross_entropy
+from .supervised import sup_con
 
 __all__ = [
     "Masks",
     "TargetMasks",
     "augment_views",
     "block_masks",
+    "clip",
+    "dcl",
     "gather_tokens",
     "grid_mask",
+    "info_nce",
     "koleo",
     "masked_counts",
     "masked_soft_target_cross_entropy",
@@ -40,6 +47,7 @@ __all__ = [
     "random_masks",
     "sinkhorn_knopp",
     "soft_target_cross_entropy",
+    "sup_con",
     "target_masks",
     "unit_masks",
     "unshuffle_tokens",

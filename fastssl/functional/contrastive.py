@@ -62,7 +62,7 @@ def nt_xent(
     z0, z1 = autocast(z0), autocast(z1)
     checks.check_same(name, "dtype", ("z0", z0), ("z1", z1))
     checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
-    scale, logit_scale = _inverse_temperature(name, temperature, z0)
+    scale, logit_scale = inverse_temperature(name, temperature, z0)
 
     checks.check_group(name, group)
     alone = group is None or group.size() == 1
@@ -173,7 +173,12 @@ def pairwise_logsumexp(
     )  # fmt: skip
 
 
-def _inverse_temperature(function: str, temperature: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
+def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    """Mean or sum of the rows' losses, or the losses."""
+    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+
+def inverse_temperature(function: str, temperature: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
     if isinstance(temperature, Tensor):
         tensor = checks.check_scalar_tensor(function, "temperature", temperature, device=like.device)
         return 1.0, widened(tensor).reciprocal()  # 1 / 0.07 in bfloat16 is off by 0.4 %

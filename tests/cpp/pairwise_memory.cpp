@@ -52,6 +52,18 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
   std::vector<char> dq(rows * dim * size_of(dtype), '\xff'), dscale = vector_of(dtype, 1, kNaN);
   pairwise_logsumexp_grad(p, true, row, same ? none : col, {dq.data(), dscale.data()});
   good = good && all_finite(dscale, wide) && (size_of(dtype) == 2 || all_finite(dq, wide));
+  if (!same && scale <= kFixedShiftLimit) {
+    const std::vector<char> own = matrix(dtype, rows, dim, k_stride);
+    std::vector<char> losses = vector_of(dtype, rows, kNaN);
+    p.positive = own.data();
+    p.positive_stride = k_stride;
+    p.exclude_positives = true;
+    dq.assign(rows * dim * size_of(dtype), '\xff');
+    dscale = vector_of(dtype, 1, kNaN);
+    pairwise_bank(p, true, 0.5, {losses.data(), dq.data(), dscale.data()});
+    good = good && all_finite(losses, wide) && all_finite(dscale, wide);
+    good = good && (size_of(dtype) == 2 || all_finite(dq, wide));
+  }
   if (same) {  // all rows in one matrix, and where they are even in two that take turns
     std::vector<char> loss = vector_of(dtype, 1, kNaN), other(rows / 2 * dim * size_of(dtype), '\xff');
     dq.assign(rows * dim * size_of(dtype), '\xff');

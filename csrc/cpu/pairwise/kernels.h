@@ -3,6 +3,7 @@
 // a Shape in fastssl::<isa> would have their templates merged by the linker.
 #pragma once
 
+#include "bank.h"
 #include "cpu/launch.h"
 #include "forward.h"
 #include "grad.h"
@@ -115,6 +116,26 @@ class LossKernels {
   Kept<P> kept_;
 };
 
+template <class P>
+class BankKernels {
+ public:
+  using Real = typename P::Real;
+
+  BankKernels(const PairwiseProblem& p, int threads, Arena& arena, double weight)
+      : pass_(p, threads, /*with_rows=*/true, arena), bank_(pass_, weight, threads, arena) {}
+
+  void run(Team& team, const BankOutputs& out) const {
+    pass_.prepare(team, [&](std::int64_t b) { bank_.reset(b); }, [](std::int64_t) {});
+    bank_.accumulate(team);
+    team.for_each(pass_.q.blocks, [&](std::int64_t b) { bank_.finish(b, pass_.scratch_of(team), out); });
+    if (team.thread() == 0) *static_cast<Real*>(out.dscale) = bank_.scale_gradient();
+  }
+
+ private:
+  Pass<P> pass_;
+  Bank<P> bank_;
+};
+
 template <class Kernels, class Outputs, class... Arguments>
 void run(const PairwiseProblem& p, const Outputs& out, const Arguments&... arguments) {
   const double multiply_adds =
@@ -142,11 +163,17 @@ void loss(const PairwiseProblem& p, double weight, const LossOutputs& out) {
   run<LossKernels<P>>(p, out, weight);
 }
 
+template <class P>
+void bank(const PairwiseProblem& p, double weight, const BankOutputs& out) {
+  run<BankKernels<P>>(p, out, weight);
+}
+
 template <class I>
 PairwiseKernels plain_kernels() {
   using F = PlainProduct<I, float>;
   using D = PlainProduct<I, double>;
-  return {logsumexp<F>, logsumexp<D>, nullptr, grad<F>, grad<D>, nullptr, loss<F>, loss<D>, nullptr};
+  return {logsumexp<F>, logsumexp<D>, nullptr, grad<F>, grad<D>, nullptr,
+          loss<F>,      loss<D>,      nullptr, bank<F>, bank<D>, nullptr};
 }
 
 }  // namespace pairwise

@@ -1,6 +1,7 @@
 #include "pairwise.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -19,6 +20,7 @@ PairwiseKernels make_kernels() {
     kernels.logsumexp_bfloat16 = bf16.logsumexp_bfloat16;
     kernels.grad_bfloat16 = bf16.grad_bfloat16;
     kernels.loss_bfloat16 = bf16.loss_bfloat16;
+    kernels.bank_bfloat16 = bf16.bank_bfloat16;
   }
 #endif
   return kernels;
@@ -151,6 +153,19 @@ void pairwise_loss(PairwiseProblem p, bool allow_bfloat16_product, double weight
   require(outputs.dscale != nullptr, "pairwise_loss: with dq, dscale must not be null");
   require((outputs.dq_other == nullptr) == (p.q_other == nullptr), "pairwise_loss: q_other needs dq_other");
   pick(p, allow_bfloat16_product, all.loss_float32, all.loss_float64, all.loss_bfloat16)(p, weight, outputs);
+}
+
+void pairwise_bank(PairwiseProblem p, bool allow_bfloat16_product, double weight,
+                   const BankOutputs& outputs) {
+  DenseKeys keys;
+  check_and_complete(p, keys);
+  require(p.k != nullptr && p.positive != nullptr, "pairwise_bank: k and positive must not be null");
+  require(p.normalize && std::abs(p.scale) <= kFixedShiftLimit,
+          "pairwise_bank: needs normalised rows and a scale of at most 30");
+  require(outputs.loss != nullptr && outputs.dq != nullptr && outputs.dscale != nullptr,
+          "pairwise_bank: outputs must not be null");
+  const PairwiseKernels& all = kernels();
+  pick(p, allow_bfloat16_product, all.bank_float32, all.bank_float64, all.bank_bfloat16)(p, weight, outputs);
 }
 
 }  // namespace fastssl

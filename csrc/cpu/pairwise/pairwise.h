@@ -34,6 +34,8 @@ struct PairwiseProblem {
   Positives positives;
   const std::int64_t* row_key;  // [rows], for Positives::kKey
   const std::int64_t* col_key;  // [cols]
+  const void* positive;         // null, or [rows, dim]: each row's positive, for pairwise_bank
+  std::int64_t positive_stride;
   bool exclude_self, exclude_positives;
   std::int64_t row_offset, col_offset, row_step;  // I = row_offset + row_step i, J = col_offset + j
   std::int64_t threads;
@@ -69,10 +71,23 @@ struct LossOutputs {
   void* dscale;    // [] Real: d loss / d s
 };
 
+struct BankOutputs {
+  void* loss;    // [rows] Real: log(exp(x_positive) + sum over the pairs in the log-sum) - x_positive
+  void* dq;      // [rows, dim], `dtype`, contiguous: the gradient of weight x the sum of the losses
+  void* dscale;  // [] Real: its derivative by s
+};
+
+// The largest |s| with a fixed shift. With unit rows |x| <= |s|: exp(x - |s|) does not overflow, and being at
+// least exp(-60) loses nothing. The gradient's factor weight exp(|s| - lse) is what sets the limit: a row
+// whose only pair is its opposite has lse = -|s|, and exp(60) = 1e26 leaves 1e12 in float32 for the weight,
+// which a loss scaler multiplies by 2^16 and more.
+constexpr double kFixedShiftLimit = 30;
+
 using LogsumexpKernel = void (*)(const PairwiseProblem&, const LogsumexpOutputs&);
 using GradKernel = void (*)(const PairwiseProblem&, const GradTerms& row, const GradTerms& col,
                             const GradOutputs&);
 using LossKernel = void (*)(const PairwiseProblem&, double weight, const LossOutputs&);
+using BankKernel = void (*)(const PairwiseProblem&, double weight, const BankOutputs&);
 
 // One entry per arithmetic of the two products. A null bfloat16 entry: the instruction set has no such
 // product.
@@ -80,6 +95,7 @@ struct PairwiseKernels {
   LogsumexpKernel logsumexp_float32, logsumexp_float64, logsumexp_bfloat16;
   GradKernel grad_float32, grad_float64, grad_bfloat16;
   LossKernel loss_float32, loss_float64, loss_bfloat16;
+  BankKernel bank_float32, bank_float64, bank_bfloat16;
 };
 
 namespace baseline {
@@ -105,5 +121,11 @@ void pairwise_logsumexp_grad(PairwiseProblem problem, bool allow_bfloat16_produc
 // exponentials of the log-sums are not computed again for the gradient.
 void pairwise_loss(PairwiseProblem problem, bool allow_bfloat16_product, double weight,
                    const LossOutputs& outputs);
+
+// Loss and gradient of rows against columns that need no gradient, in one pass over them: exponentials are
+// summed up and multiplied into the gradient while they are there. Needs unit rows and |s| <=
+// kFixedShiftLimit.
+void pairwise_bank(PairwiseProblem problem, bool allow_bfloat16_product, double weight,
+                   const BankOutputs& outputs);
 
 }  // namespace fastssl

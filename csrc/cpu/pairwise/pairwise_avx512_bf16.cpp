@@ -16,7 +16,7 @@ struct Shape {
 PairwiseKernels pairwise_kernels() {
   using B = Bfloat16Product<pairwise::Shape>;
   return {nullptr, nullptr, pairwise::logsumexp<B>, nullptr, nullptr, pairwise::grad<B>,
-          nullptr, nullptr, pairwise::loss<B>};
+          nullptr, nullptr, pairwise::loss<B>,      nullptr, nullptr, pairwise::bank<B>};
 }
 
 }  // namespace avx512_bf16

@@ -9,12 +9,6 @@ namespace fastssl {
 namespace FASTSSL_ISA {
 namespace pairwise {
 
-// The largest |s| with a fixed shift. With unit rows |x| <= |s|: exp(x - |s|) does not overflow, and being at
-// least exp(-60) loses nothing. The gradient's factor weight exp(|s| - lse) is what sets the limit: a row
-// whose only pair is its opposite has lse = -|s|, and exp(60) = 1e26 leaves 1e12 in float32 for the weight,
-// which a loss scaler multiplies by 2^16 and more.
-constexpr double kFixedShiftLimit = 30;
-
 // Inputs are only read; Rows serves outputs too.
 inline char* address(const void* data) { return static_cast<char*>(const_cast<void*>(data)); }
 

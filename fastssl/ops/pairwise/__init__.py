@@ -1,5 +1,5 @@
 """Log-sum-exp of pairwise similarities, the primitive under every contrastive loss."""
 
-from . import op
+from . import op, steps
 
-__all__ = ["op"]
+__all__ = ["op", "steps"]

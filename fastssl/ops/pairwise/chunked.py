@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..precision import accumulator, widened
 from . import composed
-from .reference import through_normalize, unit_rows
+from .composed import through_normalize
+from .reference import unit_rows
 
 BLOCK_LOGITS = 1 << 22
 
@@ -191,6 +192,8 @@ def pairwise_logsumexp_grad(
 
 
 nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
+clip = partial(composed.clip, pairwise_logsumexp, pairwise_logsumexp_grad)
+info_nce = partial(composed.info_nce, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 
 def _operands(q: Tensor, k: Tensor | None, normalize: bool) -> tuple[Tensor, Tensor]:

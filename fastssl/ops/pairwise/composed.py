@@ -1,11 +1,14 @@
-"""NT-Xent from a backend's two pairwise functions, for backends that gain nothing from computing both at once."""
+"""Losses with their gradients from a backend's two pairwise functions, for backends without a kernel for both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ..precision import widened
 
 
 def nt_xent(
@@ -41,3 +44,90 @@ def nt_xent(
     )
     dz0, dz1 = (view.contiguous() for view in dz.view(n, 2, d).unbind(1))
     return loss, dz0, dz1, 0.5 * d_scale  # as a row and as a column: counted twice
+
+
+def clip(
+    logsumexp: Callable[..., tuple[Tensor, Tensor]],
+    logsumexp_grad: Callable[..., tuple[Tensor, Tensor]],
+    x: Tensor,  # [N, D]
+    y: Tensor,  # [N, D]
+    logit_scale: Tensor | None,  # []
+    *,
+    scale: float,
+    normalize: bool,
+    weight: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss [] of both directions, its gradients [N, D], and the derivative with respect to the full scale []."""
+    rules = {
+        "scale": scale, "normalize": normalize, "positives": "diagonal", "row_key": None, "col_key": None,
+        "exclude_self": False, "exclude_positives": False, "row_offset": 0, "col_offset": 0,
+    }  # fmt: skip
+    of_x, positive_x = logsumexp(x, y, logit_scale, **rules)
+    of_y, positive_y = logsumexp(y, x, logit_scale, **rules)  # whose products may be rounded otherwise
+    loss = weight * ((of_x - positive_x) + (of_y - positive_y)).sum()
+    if not gradient:
+        nothing = x.new_empty((0,))
+        return loss, nothing, torch.empty_like(nothing), torch.zeros_like(loss)
+    weights = torch.full_like(of_x, weight)
+    row, column = (of_x, weights, -weights), (of_y, weights, -weights)
+    dx, d_scale = logsumexp_grad(x, y, logit_scale, *row, *column, row_step=1, **rules)
+    dy, _ = logsumexp_grad(y, x, logit_scale, *column, *row, row_step=1, **rules)
+    return loss, dx, dy, d_scale
+
+
+def info_nce(
+    logsumexp: Callable[..., tuple[Tensor, Tensor]],
+    logsumexp_grad: Callable[..., tuple[Tensor, Tensor]],
+    q: Tensor,  # [M, D]
+    k: Tensor,  # [N, D]
+    positive: Tensor | None,  # [M, D]; None: they stand among the columns, from row_offset on
+    logit_scale: Tensor | None,  # []
+    *,
+    scale: float,
+    normalize: bool,
+    row_offset: int,
+    weight: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss [], its gradient for the rows [M, D], and the derivative with respect to the full scale [].
+
+    Positives are left out of the products, wherever they stand, and added afterwards: at low loss the two terms of
+    theirs nearly cancel, and roundings of a product in 16 bits would not.
+    """
+    among, positive = own_columns(q, k, positive, row_offset)
+    rules = {
+        "scale": scale, "normalize": normalize, "positives": "diagonal" if among else "none", "row_key": None,
+        "col_key": None, "exclude_self": False, "exclude_positives": among, "row_offset": row_offset, "col_offset": 0,
+    }  # fmt: skip
+    s = scale if logit_scale is None else scale * logit_scale
+    rows, own = (F.normalize(widened(x), dim=1) if normalize else widened(x) for x in (q, positive))
+    cosine = (rows * own).sum(1)
+    logit = s * cosine
+    log_sum = torch.logaddexp(logsumexp(q, k, logit_scale, **rules)[0], logit)
+    loss = weight * (log_sum - logit).sum()
+    if not gradient:
+        return loss, q.new_empty((0,)), torch.zeros_like(loss)
+    weights = torch.full_like(log_sum, weight)
+    dq, d_scale = logsumexp_grad(q, k, logit_scale, log_sum, weights, None, None, None, None, row_step=1, **rules)
+    of_positive = weight * torch.expm1(logit - log_sum)
+    dq = widened(dq) + through_normalize((of_positive * s)[:, None] * own, q, normalize)
+    return loss, dq.to(q.dtype), d_scale + (of_positive * cosine).sum()
+
+
+def own_columns(q: Tensor, k: Tensor, positive: Tensor | None, row_offset: int) -> tuple[bool, Tensor]:
+    """Whether the rows' positives stand among the columns, and the positives."""
+    if positive is not None:
+        return False, positive
+    return True, k[row_offset : row_offset + q.shape[0]]
+
+
+def through_normalize(d_rows: Tensor, q: Tensor, normalize: bool) -> Tensor:
+    """Gradient with respect to q [M, D] from the one with respect to the normalised rows, as ``F.normalize`` has it."""
+    if not normalize:
+        return d_rows
+    wide = q.to(d_rows.dtype)
+    norm = wide.norm(dim=1, keepdim=True)
+    unit = wide / norm.clamp_min(1e-12)
+    radial = torch.where(norm > 1e-12, (d_rows * unit).sum(1, keepdim=True), 0.0)
+    return (d_rows - radial * unit) / norm.clamp_min(1e-12)

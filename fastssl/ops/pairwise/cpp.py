@@ -6,6 +6,7 @@ the next one: memory is O((M + N) D). See ``csrc/cpu/pairwise/forward.h`` and ``
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 from ..cpp import DTYPES, address, allow_bfloat16_product, kernels, unsupported_reason
 from ..layout import contiguous, unit_stride
 from ..precision import accumulator
+from . import composed
 
-__all__ = ["nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "unsupported_reason"]
+__all__ = ["clip", "info_nce", "nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "unsupported_reason"]
 
 # The numbers of the enum in csrc/cpu/pairwise/pairwise.h.
 _POSITIVES = {"none": 0, "diagonal": 1, "pair": 2, "key": 3}
@@ -118,6 +120,50 @@ def nt_xent(
         dscale=d_scale.data_ptr() if gradient else 0,
     )
     return loss, dz0, dz1, d_scale
+
+
+def info_nce(
+    q: Tensor,  # [M, D]
+    k: Tensor,  # [N, D]
+    positive: Tensor | None,  # [M, D]
+    logit_scale: Tensor | None,  # []
+    *,
+    scale: float,
+    normalize: bool,
+    row_offset: int,
+    weight: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``composed.info_nce``; one pass over the columns, where no running maximum is needed."""
+    full = scale if logit_scale is None else scale * float(logit_scale)
+    if not (gradient and normalize and abs(full) <= kernels().FIXED_SHIFT_LIMIT):  # NaN neither
+        return composed.info_nce(
+            pairwise_logsumexp, pairwise_logsumexp_grad, q, k, positive, logit_scale, scale=scale, normalize=normalize,
+            row_offset=row_offset, weight=weight, gradient=gradient,
+        )  # fmt: skip
+    losses, d_scale = (torch.empty(shape, dtype=accumulator(q)) for shape in (q.shape[:1], ()))
+    dq = torch.empty(q.shape, dtype=q.dtype)
+    q, k = unit_stride(q), unit_stride(k)
+    among, positive = composed.own_columns(q, k, positive, row_offset)
+    positive = unit_stride(positive)
+    problem = _problem(
+        q, k, None, None, None, row_offset, 0, row_step=1, scale=full, normalize=True,
+        positives="diagonal" if among else "none", exclude_self=False, exclude_positives=among,
+    )  # fmt: skip
+    kernels().pairwise_bank(
+        problem,
+        allow_bfloat16_product=allow_bfloat16_product(),
+        positive=positive.data_ptr(),
+        positive_stride=positive.stride(0),
+        weight=weight,
+        loss=losses.data_ptr(),
+        dq=dq.data_ptr(),
+        dscale=d_scale.data_ptr(),
+    )
+    return weight * losses.sum(), dq, d_scale
+
+
+clip = partial(composed.clip, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 
 def _problem(

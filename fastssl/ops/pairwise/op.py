@@ -4,8 +4,7 @@
     for every row of q: the log-sum-exp of its scaled similarities to the columns, and the sum of its positive logits.
 ``pairwise_logsumexp_grad``
     the gradient for the rows, from log-sums that may come from elsewhere (other ranks, other blocks of columns).
-``nt_xent``
-    the sum of NT-Xent's losses over two views of one process, and its gradients in the same pass.
+``steps.py`` has losses with their gradients in one call.
 
 NT-Xent, InfoNCE, SupCon, DCL and their relatives are a few lines on top (``fastssl.functional``). No M x N tensor
 exists in either direction; ``reference.py`` holds the definition.
@@ -175,54 +174,7 @@ def _gradient_of_mutual_rows(
     return dq, None
 
 
-def _check_nt_xent(z0: Tensor, z1: Tensor, *, gradient: bool, **rules: Any) -> None:
-    for name, view in (("z0", z0), ("z1", z1)):
-        checks.check_tensor("nt_xent", name, view, ndim=2, layout="[N, D]")
-    for attribute in ("shape", "dtype", "device"):
-        checks.check_same("nt_xent", attribute, ("z0", z0), ("z1", z1))
-    # Rounded to float16 before a loss scaler multiplies them, gradients vanish.
-    if gradient and z0.dtype == torch.float16:
-        raise TypeError("nt_xent: the operator computes no float16 gradients, take pairwise_logsumexp")
-
-
-def _fake_nt_xent(z0: Tensor, z1: Tensor, *, gradient: bool, **rules: Any) -> tuple[Tensor, ...]:
-    loss = z0.new_empty((), dtype=accumulator(z0))
-    shape = z0.shape if gradient else (0,)
-    return loss, z0.new_empty(shape), z0.new_empty(shape), torch.empty_like(loss)
-
-
-def _setup_nt_xent(ctx: Any, tensors: Sequence, keywords: dict[str, Any], outputs: tuple) -> None:
-    if not keywords["gradient"]:
-        raise RuntimeError("fastssl::nt_xent: an input requires a gradient, but the call has gradient=False")
-    gradients = outputs[1:]
-    ctx.mark_non_differentiable(*gradients)
-    ctx.set_materialize_grads(False)  # of the gradients' gradients, which nobody reads
-    ctx.scale = keywords["scale"]
-    ctx.logit_scale_dtype = None if tensors[2] is None else tensors[2].dtype
-    ctx.save_for_backward(*gradients)
-
-
-def _backward_nt_xent(ctx: Any, d_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if d_loss is None:
-        return None, None, None
-    dz0, dz1, d_scale = ctx.saved_tensors
-    of_view0, of_view1, of_scale = ctx.needs_input_grad[:3]
-    d_logit_scale = (d_loss * d_scale * ctx.scale).to(ctx.logit_scale_dtype) if of_scale else None
-    return dz0 * d_loss if of_view0 else None, dz1 * d_loss if of_view1 else None, d_logit_scale
-
-
-# weight x the sum over all 2N rows of their losses -> the loss [], dz0, dz1 [N, D], and its derivative by the full
-# scale []. Without `gradient` the last three are empty or undefined.
-define(
-    "nt_xent(Tensor z0, Tensor z1, Tensor? logit_scale, *, float scale, bool normalize, float weight, bool gradient, "
-    "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    family=__package__,
-    check=_check_nt_xent,
-    fake=_fake_nt_xent,
-)
-
 _ABSENT = (None, None, None)
 _gradient = torch.ops.fastssl.pairwise_logsumexp_grad
 
 define_gradient("pairwise_logsumexp", setup_context=_setup_context, backward=_backward)
-define_gradient("nt_xent", setup_context=_setup_nt_xent, backward=_backward_nt_xent)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..precision import widened
 from . import composed
+from .composed import through_normalize
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
@@ -94,22 +95,13 @@ def pairwise_logsumexp_grad(
 
 
 nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
+clip = partial(composed.clip, pairwise_logsumexp, pairwise_logsumexp_grad)
+info_nce = partial(composed.info_nce, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 
 def unit_rows(x: Tensor, normalize: bool) -> Tensor:
     """Rows of length 1 in x's dtype, rounded once: in float16 itself a row of zeros would become NaN."""
     return F.normalize(widened(x), dim=1).to(x.dtype) if normalize else x
-
-
-def through_normalize(d_rows: Tensor, q: Tensor, normalize: bool) -> Tensor:
-    """Gradient with respect to q [M, D] from the one with respect to the normalised rows, as ``F.normalize`` has it."""
-    if not normalize:
-        return d_rows
-    wide = q.to(d_rows.dtype)
-    norm = wide.norm(dim=1, keepdim=True)
-    unit = wide / norm.clamp_min(1e-12)
-    radial = torch.where(norm > 1e-12, (d_rows * unit).sum(1, keepdim=True), 0.0)
-    return (d_rows - radial * unit) / norm.clamp_min(1e-12)
 
 
 def _full_scale(scale: float, logit_scale: Tensor | None) -> float | Tensor:

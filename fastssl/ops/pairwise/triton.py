@@ -28,7 +28,7 @@ from ..triton_launch import INTERPRETED, OPTIONS, multiprocessors, on_device_of,
 from . import composed
 from .triton_problem import Problem, Weights
 
-__all__ = ["nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "unsupported_reason"]
+__all__ = ["clip", "info_nce", "nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "unsupported_reason"]
 
 # Largest G that is written at once (rows x columns). 2^27 elements: 256 MB in 16 bits, 512 MB in float32.
 CHUNK_ELEMENTS = 1 << 27
@@ -103,6 +103,8 @@ def pairwise_logsumexp_grad(
 
 
 nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
+clip = partial(composed.clip, pairwise_logsumexp, pairwise_logsumexp_grad)
+info_nce = partial(composed.info_nce, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 
 # ------------------------------------------------------------------------------------------------------------ steps

@@ -1,0 +1,92 @@
+"""CLIP's loss: images and texts find each other."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
+from ..ops import checks
+from .contrastive import Reduction, reduced
+from .precision import autocast
+
+
+def clip(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor = 1 / 0.07,
+    *,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    r"""Symmetric cross-entropy between paired rows of two sets, without the N x N matrix.
+
+    With s_ij = logit_scale image_i . text_j, the mean over both directions of ``-s_ii + log sum_j exp(s_ij)`` and
+    ``-s_ii + log sum_j exp(s_ji)``: Radford et al., "Learning Transferable Visual Models From Natural Language
+    Supervision", 2021, figure 3.
+
+    Args:
+        image: [N, D], float32, bfloat16, float16 or float64, any strides.
+        text: [N, D], same shape, dtype and device; row n belongs to row n of ``image``.
+        logit_scale: s, above 0 (the inverse of a temperature); or a tensor with one element, which then may receive a
+            gradient and whose value is not checked.
+        normalize: divide rows by their length first.
+        reduction: "mean" over the 2N rows, "sum", or "none": the losses [2N], the images' first.
+        group: process group over which rows are gathered: rows of this rank against the rows of all ranks. The mean is
+            over this rank's rows, and gradients averaged over ranks (as DDP does) equal those of one process on the
+            global batch, that of ``logit_scale`` included. Every rank must have the same N.
+
+    Returns:
+        float32 (float64 for float64 input): [] or [2N].
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+
+    Example:
+        >>> loss = clip(image_tower(images), text_tower(tokens), log_scale.exp())
+    """
+    name = "clip"
+    checks.check_tensor(name, "image", image, ndim=2, layout="[N, D]")
+    checks.check_tensor(name, "text", text, ndim=2, layout="[N, D]")
+    for attribute in ("shape", "device"):
+        checks.check_same(name, attribute, ("image", image), ("text", text))
+    image, text = autocast(image), autocast(text)
+    checks.check_same(name, "dtype", ("image", image), ("text", text))
+    checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
+    scale, scale_tensor = 1.0, None
+    if isinstance(logit_scale, Tensor):
+        scale_tensor = checks.check_scalar_tensor(name, "logit_scale", logit_scale, device=image.device)
+    else:
+        scale = checks.check_positive_number(name, "logit_scale", logit_scale)
+    checks.check_group(name, group)
+
+    alone = group is None or group.size() == 1
+    differentiable = (image, text) if scale_tensor is None else (image, text, scale_tensor)
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
+    one_is_frozen = gradient and image.requires_grad != text.requires_grad
+    rounded_too_early = gradient and image.dtype == torch.float16  # before a loss scaler multiplies it
+    exporting = torch.compiler.is_exporting()  # what will require a gradient then is not known now
+    if alone and reduction != "none" and not (one_is_frozen or rounded_too_early or exporting):
+        weight = 1.0 if reduction == "sum" else 0.5 / image.shape[0]
+        loss, *_ = torch.ops.fastssl.clip(
+            image, text, scale_tensor, scale=scale, normalize=normalize, weight=weight, gradient=gradient,
+            backend=backends.forced(),
+        )  # fmt: skip
+        return loss
+
+    columns, offset = (text, image), 0
+    if group is not None and not alone:
+        distributed.check_same_shape(name, "image", image, group)
+        texts, images = distributed.gather_with_gradient(torch.stack((text, image), 1), group).unbind(1)
+        columns, offset = (texts, images), image.shape[0] * group.rank()
+    losses = []
+    for rows, others in zip((image, text), columns, strict=True):
+        log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
+            rows, others, scale_tensor, None, None, scale=scale, normalize=normalize, positives="diagonal",
+            exclude_self=False, exclude_positives=False, row_offset=offset, col_offset=0, shared_by="", first_row=0,
+            row_stride=1, backend=backends.forced(),
+        )  # fmt: skip
+        losses.append(log_sum - positive)
+    return reduced(torch.cat(losses), reduction)

@@ -1,0 +1,329 @@
+"""Losses with their gradients in one call (``ops/pairwise/steps.py``), and the functions on top: against float64 and
+the textbook, whatever way a call takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import (
+    BACKENDS,
+    DTYPES,
+    allowed_error,
+    assert_as_accurate_as_eager,
+    in_guard_band,
+    poisoned_outputs,
+    serving,
+)
+
+import fastssl
+from fastssl import functional
+
+SHAPES = [(1, 1, 4), (3, 2, 7), (17, 130, 33), (100, 97, 16), (5, 1000, 128), (97, 200, 65)]  # rows, columns, dimension
+
+
+def unit(x, normalize=True):
+    return F.normalize(x, dim=-1) if normalize else x
+
+
+def info_nce(q, key, negatives=None, *, index=None, temperature=0.1, normalize=True):
+    """The textbook's losses: a matrix of logits and a cross-entropy."""
+    q, key = unit(q, normalize), unit(key, normalize)
+    if negatives is not None:
+        logits = torch.cat([(q * key).sum(1, keepdim=True), q @ unit(negatives, normalize).T], 1)
+        target = torch.zeros(len(q), dtype=torch.int64, device=q.device)
+    else:
+        logits = q @ key.T
+        target = torch.arange(len(q), device=q.device) if index is None else index
+    return F.cross_entropy(logits.float() / temperature if logits.dtype != torch.float64 else logits / temperature,
+                           target, reduction="none")  # fmt: skip
+
+
+def clip(x, y, scale, normalize=True):
+    """The losses [2N] of both directions."""
+    logits = scale * (unit(x, normalize) @ unit(y, normalize).T)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    target = torch.arange(len(x), device=x.device)
+    return torch.cat([F.cross_entropy(side, target, reduction="none") for side in (logits, logits.T)])
+
+
+def rows(*shape, dtype=torch.float32, device="cpu", seed=0):
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator).to(device, dtype)
+
+
+def problem(n, k, d, dtype, device):
+    """Rows, a key like each of them, and columns."""
+    q = rows(n, d, dtype=dtype, device=device)
+    return q, (q.float() + rows(n, d, device=device, seed=1)).to(dtype), rows(k, d, dtype=dtype, device=device, seed=2)
+
+
+def with_gradients(function, inputs, *arguments, wanted, **settings):
+    leaves = [x.detach().clone().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
+    loss = function(*leaves, *arguments, **settings)
+    loss.mean().backward()
+    return [loss.detach(), *(leaves[i].grad for i in wanted)]
+
+
+def compare(mine, eager, truth, inputs, wanted, temperature):
+    """Gradients against the textbook's; the mean loss, whose error is at most that of the worst row."""
+    losses, true = eager[0].to(mine[0].dtype), truth[0]
+    allowed = allowed_error(losses, true, true.abs() + 2 / temperature).max()
+    assert (mine[0].double() - true.mean()).abs() <= allowed
+    for i, got, plain, want in zip(wanted, mine[1:], eager[1:], truth[1:], strict=True):
+        length = inputs[i].double().norm(dim=1, keepdim=True)
+        # A row's gradient adds up attractions and repulsions of 2 / temperature in all, times unit elements.
+        terms = (4 / (len(inputs[0]) * temperature) / length).expand_as(want)
+        assert_as_accurate_as_eager(got, plain, want, terms, f"gradient {i}", refuses_zeros=want.abs().max() > 1e-3)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+@pytest.mark.parametrize(("n", "k", "d"), SHAPES)
+@pytest.mark.parametrize("wanted", [(0,), (0, 1), (0, 1, 2)])
+def test_a_queue(backend, device, dtype, n, k, d, wanted):
+    with serving(backend, device, dtype):
+        inputs = problem(n, k, d, dtype, device)
+        mine = with_gradients(functional.info_nce, inputs, wanted=wanted, temperature=0.2)
+        eager = with_gradients(info_nce, inputs, wanted=wanted, temperature=0.2)
+        truth = with_gradients(info_nce, [x.double() for x in inputs], wanted=wanted, temperature=0.2)
+        compare(mine, eager, truth, inputs, wanted, 0.2)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "_k", "d"), SHAPES)
+@pytest.mark.parametrize("wanted", [(0,), (0, 1)])
+@pytest.mark.parametrize("temperature", [0.1, 0.01])  # with a known maximum, and with a running one
+def test_keys_of_the_batch(backend, device, dtype, n, _k, d, wanted, temperature):
+    with serving(backend, device, dtype):
+        inputs = problem(n, 1, d, dtype, device)[:2]
+        mine = with_gradients(functional.info_nce, inputs, wanted=wanted, temperature=temperature)
+        eager = with_gradients(info_nce, inputs, wanted=wanted, temperature=temperature)
+        truth = with_gradients(info_nce, [x.double() for x in inputs], wanted=wanted, temperature=temperature)
+        compare(mine, eager, truth, inputs, wanted, temperature)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "_k", "d"), SHAPES)
+@pytest.mark.parametrize("wanted", [(0, 1), (0,)])
+@pytest.mark.parametrize("scale", [10.0, 100.0])
+def test_clip(backend, device, dtype, n, _k, d, wanted, scale):
+    with serving(backend, device, dtype):
+        inputs = problem(n, 1, d, dtype, device)[:2]
+        mine = with_gradients(functional.clip, inputs, scale, wanted=wanted)
+        eager = with_gradients(clip, inputs, scale, wanted=wanted)
+        truth = with_gradients(clip, [x.double() for x in inputs], scale, wanted=wanted)
+        compare(mine, eager, truth, inputs, wanted, 1 / scale)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_gradcheck(backend, device, normalize):
+    with serving(backend, device, torch.float64):
+        q, key, bank = (x / 2 for x in problem(4, 5, 3, torch.float64, device))
+        for tensor in (q, key, bank):
+            tensor.requires_grad_()
+        tau = torch.tensor(0.3, dtype=torch.float64, device=device, requires_grad=True)
+
+        def check(function, *inputs):
+            assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+
+        settings = {"normalize": normalize}
+        check(lambda a, t: functional.info_nce(a, key.detach(), bank.detach(), temperature=t, **settings), q, tau)
+        check(lambda a, t: functional.info_nce(a, key.detach(), temperature=t, reduction="sum", **settings), q, tau)
+        check(lambda a, b, c, t: functional.info_nce(a, b, c, temperature=t, **settings), q, key, bank, tau)
+        check(lambda a, b, t: functional.info_nce(a, b, temperature=t, reduction="none", **settings), q, key, tau)
+        index = torch.tensor([4, 0, 0, 2], device=device)
+        check(lambda a, c, t: functional.info_nce(a, c, index=index, temperature=t, **settings), q, bank, tau)
+        check(lambda a, b, t: functional.clip(a, b, 1 / t, **settings), q, key, tau)
+        check(lambda a, t: functional.clip(a, key.detach(), 1 / t, reduction="none", **settings), q, tau)
+        labels = torch.tensor([0, 1, 0, 1, 2], device=device)
+        check(lambda c, t: functional.sup_con(c, labels, t, **settings), bank, tau)
+        weights = (torch.rand(4, dtype=torch.float64, device=device), torch.rand(4, dtype=torch.float64, device=device))
+        check(lambda a, b, t: functional.dcl(a, b, t, weights=weights, **settings), q, key, tau)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_reductions_and_ways_agree(backend, device):
+    with serving(backend, device):
+        q, key, bank = problem(6, 9, 5, torch.float32, device)
+        index = torch.tensor([8, 0, 3, 3, 1, 2], device=device)
+        for arguments, settings in (((q, key, bank), {}), ((q, key), {}), ((q, bank), {"index": index})):
+            losses = functional.info_nce(*arguments, reduction="none", **settings)
+            torch.testing.assert_close(losses, info_nce(*arguments, **settings))
+            for x in (q, q.clone().requires_grad_()):
+                mean = functional.info_nce(x, *arguments[1:], **settings)
+                torch.testing.assert_close(mean.detach(), losses.mean())
+                total = functional.info_nce(x, *arguments[1:], reduction="sum", **settings)
+                torch.testing.assert_close(total.detach(), losses.sum())
+        losses = functional.clip(q, key, 5.0, reduction="none")
+        assert losses.shape == (12,)
+        torch.testing.assert_close(functional.clip(q, key, 5.0), losses.mean())
+        torch.testing.assert_close(functional.clip(q, key, 5.0, reduction="sum"), losses.sum())
+        torch.testing.assert_close(losses, clip(q, key, 5.0))
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides_and_guard_bands(backend, device, dtype):
+    """Nothing outside of the views is read, nothing is left unwritten, inputs stay."""
+    with serving(backend, device, dtype):
+        inputs = problem(50, 120, 33, dtype, device)
+        before = [x.clone() for x in inputs]
+        expected = with_gradients(functional.info_nce, inputs, wanted=(0,))
+        q, key, bank = (in_guard_band(x) for x in inputs)
+        q.requires_grad_()
+        with poisoned_outputs():
+            loss = functional.info_nce(q, key, bank)
+            (gradient,) = torch.autograd.grad(loss, q)
+        assert torch.equal(loss.detach(), expected[0]) and torch.equal(gradient, expected[1])
+        assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
+
+
+def test_the_same_bits_on_any_number_of_threads():
+    with serving("cpp", "cpu"):
+        inputs = problem(120, 3000, 40, torch.float32, "cpu")
+        results, threads = [], torch.get_num_threads()
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(with_gradients(functional.info_nce, inputs, wanted=(0,)))
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_nan_in_nan_out(backend, device):
+    with serving(backend, device):
+        for which in range(3):
+            inputs = [x.clone() for x in problem(5, 7, 6, torch.float32, device)]
+            inputs[which][2, 3] = torch.nan
+            loss, gradient = with_gradients(functional.info_nce, inputs, wanted=(0,))
+            assert loss.isnan()
+            assert gradient.isnan().any(1).tolist() == ([True] * 5 if which == 2 else [i == 2 for i in range(5)])
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_degenerate_rows_stay_finite(backend, device, dtype):
+    """Duplicates, opposites, rows of zeros, one image, labels that nobody shares, at the sharpest usual temperature.
+
+    The gradient of a row of zeros is about 1e12, which float16 does not reach.
+    """
+    with serving(backend, device, dtype):
+        same = torch.ones(4, 8, dtype=dtype, device=device)
+        zeros = 0 * same if dtype != torch.float16 else same
+        for q, key, bank in ((same, same, same), (same, -same, same), (zeros, same, -same), (same[:1],) * 3):
+            for loss, gradient in (
+                with_gradients(functional.info_nce, (q, key, bank), wanted=(0,), temperature=0.07),
+                with_gradients(functional.clip, (q, key), 100.0, wanted=(0,)),
+                with_gradients(functional.dcl, (q, key), 0.07, wanted=(0,)),
+                with_gradients(functional.sup_con, (q,), torch.arange(len(q), device=device), 0.07, wanted=(0,)),
+                with_gradients(functional.sup_con, (q,), torch.zeros(len(q), dtype=torch.int64, device=device), 0.07,
+                               wanted=(0,)),
+            ):  # fmt: skip
+                assert loss.isfinite() and gradient.isfinite().all()
+        assert functional.sup_con(same, torch.arange(4, device=device)) == 0
+        alone = functional.dcl(same[:1], same[:1], 0.5)
+        assert abs(alone + 2) < 1e-3  # nothing in the denominator
+
+
+def test_sup_con_of_views_is_nt_xent():
+    z0, z1 = rows(6, 5), rows(6, 5, seed=1)
+    views = torch.stack([z0, z1], 1)
+    torch.testing.assert_close(functional.sup_con(views, temperature=0.2), functional.nt_xent(z0, z1, 0.2))
+    labels = torch.tensor([0, 1, 1, 2, 0, 3])
+    flat = functional.sup_con(views.flatten(0, 1), labels.repeat_interleave(2), 0.2)
+    torch.testing.assert_close(functional.sup_con(views, labels, 0.2), flat)
+    losses = functional.sup_con(z0, labels, 0.2, reduction="none")
+    assert losses[[3, 5]].tolist() == [0, 0] and (losses[[0, 1, 2, 4]] > 0).all()
+    torch.testing.assert_close(functional.sup_con(z0, labels, 0.2), losses.sum() / 4)
+
+
+def test_compiles_without_a_graph_break():
+    q, key, bank = problem(6, 9, 5, torch.float32, "cpu")
+    q.requires_grad_()
+    labels = torch.tensor([0, 1, 0, 1, 2, 2])
+    for function in (
+        lambda q: functional.info_nce(q, key, bank), lambda q: functional.info_nce(q, key),
+        lambda q: functional.clip(q, key, 10.0), lambda q: functional.sup_con(q, labels),
+        lambda q: functional.dcl(q, key),
+    ):  # fmt: skip
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        for wanted, got in zip(*((f(q), *torch.autograd.grad(f(q), q)) for f in (function, compiled)), strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+def test_opcheck():
+    q, key, bank = problem(4, 5, 3, torch.float32, "cpu")
+    q.requires_grad_()
+    scale = torch.tensor(2.0, requires_grad=True)
+    settings = {"scale": 1.5, "normalize": True, "weight": 0.25, "gradient": True, "backend": ""}
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    operators = torch.ops.fastssl
+    for arguments in ((q, bank, key, scale), (q, bank, None, scale)):
+        torch.library.opcheck(operators.info_nce, arguments, {**settings, "row_offset": 1}, test_utils=utils)
+    torch.library.opcheck(operators.clip, (q, key.requires_grad_(), None), settings, test_utils=utils)
+
+
+def test_second_derivatives_raise_and_frozen_inputs_are_refused():
+    q, key, bank = problem(4, 5, 3, torch.float32, "cpu")
+    q.requires_grad_()
+    (gradient,) = torch.autograd.grad(functional.info_nce(q, key, bank), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        gradient.sum().backward()
+    rules = {"scale": 1.0, "normalize": True, "row_offset": 0, "weight": 1.0, "backend": ""}
+    with pytest.raises(RuntimeError, match="only q and logit_scale get gradients"):
+        torch.ops.fastssl.info_nce(q, bank.requires_grad_(), key, None, gradient=True, **rules)
+    with pytest.raises(RuntimeError, match="but the call has gradient=False"):
+        torch.ops.fastssl.info_nce(q, bank.detach(), key, None, gradient=False, **rules)
+    with pytest.raises(TypeError, match="computes no float16 gradients"):
+        torch.ops.fastssl.info_nce(q.half(), bank.half(), key.half(), None, gradient=True, **rules)
+    with pytest.raises(ValueError, match="row_offset must leave a column for each of the 4 rows among 5, got 2"):
+        torch.ops.fastssl.info_nce(q, bank.detach(), None, None, gradient=True, **{**rules, "row_offset": 2})
+
+
+A, B = torch.zeros(3, 4), torch.zeros(5, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: functional.info_nce(A, B), r"query and key must have the same shape, got \(3, 4\) and \(5, 4\)"),
+        (lambda: functional.info_nce(A, A, B[:, :3]), "query and negatives must have the same D"),
+        (lambda: functional.info_nce(A, A, B.double()), "negatives must have the same dtype"),
+        (lambda: functional.info_nce(A, A[0]), "info_nce: key must have shape"),
+        (lambda: functional.info_nce(A, A, "bank"), "negatives must be a tensor"),
+        (lambda: functional.info_nce(A, B, index=torch.zeros(2, dtype=torch.int64)), r"index must have shape \(3,\)"),
+        (lambda: functional.info_nce(A, B, index=torch.zeros(3)), "index must be an int64 tensor"),
+        (lambda: functional.info_nce(A, A, B, index=torch.zeros(3, dtype=torch.int64)), "exclude each other"),
+        (lambda: functional.info_nce(A, A, temperature=0.0), "info_nce: temperature must be"),
+        (lambda: functional.info_nce(A, A, reduction="max"), "reduction must be"),
+        (lambda: functional.info_nce(A, A, group="all"), "group must be"),
+        (lambda: functional.clip(A, B), "image and text must have the same shape"),
+        (lambda: functional.clip(A, A, -1.0), "clip: logit_scale must be"),
+        (lambda: functional.clip(A, A, torch.zeros(2)), "logit_scale must"),
+        (lambda: functional.sup_con(A), "labels must be given for z"),
+        (lambda: functional.sup_con(A, torch.zeros(3)), "labels must be an int64 tensor"),
+        (lambda: functional.sup_con(A[None], torch.zeros(3, dtype=torch.int64)), r"labels must have shape \(1,\)"),
+        (lambda: functional.sup_con("z"), "z must be"),
+        (lambda: functional.dcl(A, B), "z0 and z1 must have the same shape"),
+        (lambda: functional.dcl(A, A, weights=(torch.ones(3), torch.ones(2))), r"weights\[1\] must be of shape"),
+        (lambda: functional.dcl(A, A, weights=(torch.ones(3), 1.0)), r"weights\[1\] must be a dense tensor"),
+    ],
+)
+def test_errors_name_the_argument(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_backends_agree_with_each_other():
+    q, key, bank = problem(20, 50, 12, torch.float64, "cpu")
+    results = []
+    for backend in ("reference", "chunked", "cpp"):
+        with fastssl.backend(backend):
+            results.append(with_gradients(functional.info_nce, (q, key, bank), wanted=(0,)))
+    for result in results[1:]:
+        for got, want in zip(result, results[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
