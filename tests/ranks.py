@@ -51,6 +51,11 @@ class Objective(torch.nn.Module):
         self.compute = getattr(self, name.split()[0])
         self.criterion = {
             "NTXent": lambda: losses.NTXentLoss(0.2, gather_distributed=gather),
+            "InfoNCE": torch.nn.Identity,
+            "Bank": lambda: losses.NTXentLoss(0.2, (7, D), gather_distributed=gather),
+            "Clip": torch.nn.Identity,
+            "SupCon": lambda: losses.SupConLoss(0.2, gather_distributed=gather),
+            "DCLW": lambda: losses.DCLLoss(0.2, gather_distributed=gather),
             "DINO": lambda: losses.DINOLoss(D),
             "IBOT": lambda: losses.IBOTPatchLoss(D),
             "SwaV": lambda: losses.SwaVLoss(sinkhorn_gather_distributed=gather),
@@ -66,6 +71,24 @@ class Objective(torch.nn.Module):
     def NTXent(self, z0, z1, temperature):
         if "learned" in self.name:
             return functional.nt_xent(z0, z1, temperature, group=dist.group.WORLD if self.gather else None)
+        return self.criterion(z0, z1)
+
+    def InfoNCE(self, z0, z1, temperature):
+        key = z1.detach() if "keys" in self.name else z1
+        temperature = temperature if "learned" in self.name else 0.2
+        return functional.info_nce(z0, key, temperature=temperature, group=dist.group.WORLD if self.gather else None)
+
+    def Bank(self, z0, z1, temperature):
+        return self.criterion(z0, z1)
+
+    def Clip(self, z0, z1, temperature):
+        return functional.clip(z0, z1, 1 / temperature, group=dist.group.WORLD if self.gather else None)
+
+    def SupCon(self, z0, z1, temperature):
+        labels = (100 * z0.detach()[:, 0]).long() % 3  # some are alone on their rank
+        return self.criterion(torch.cat((z0, z1)), torch.cat((labels, labels + (labels == 2))))
+
+    def DCLW(self, z0, z1, temperature):
         return self.criterion(z0, z1)
 
     def DINO(self, z0, z1, temperature):

@@ -49,12 +49,6 @@ def test_mirrors_the_constructor():
     assert repr(NTXentLoss(0.2)) == "NTXentLoss(temperature=0.2, gather_distributed=False)"
 
 
-@pytest.mark.parametrize("size", [4096, (4096, 128), [4096, 128]])
-def test_a_memory_bank_is_not_there_yet(size):
-    with pytest.raises(NotImplementedError, match=r"memory_bank_size=.* is not supported yet, it must be 0"):
-        NTXentLoss(memory_bank_size=size)
-
-
 @pytest.mark.parametrize(("temperature", "error"), [(0.0, ValueError), (-0.5, ValueError), (None, TypeError)])
 def test_a_bad_temperature_is_named(temperature, error):
     with pytest.raises(error, match="NTXentLoss: temperature must be"):

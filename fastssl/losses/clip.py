@@ -1,0 +1,72 @@
+"""CLIP's loss as a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .. import functional
+
+
+class ClipLoss(nn.Module):
+    """Symmetric cross-entropy of images and texts, in place of ``open_clip.ClipLoss``: same arguments.
+
+    See :func:`fastssl.functional.clip`. Features come normalised, the scale exponentiated, as there. Across ranks each
+    returns the mean over its own rows, and gradients averaged by DDP equal those of one process on the global batch,
+    whatever ``local_loss`` and ``gather_with_grad`` say: open_clip's are that with both True.
+
+    Args:
+        local_loss: accepted; without it open_clip's ranks all return the loss of the global batch.
+        gather_with_grad: accepted; without it open_clip's gradients lack what other ranks' rows contribute.
+        cache_labels: accepted; there are no labels to cache.
+        rank: accepted; the default process group says it.
+        world_size: number of processes; above 1 the default group has to have as many.
+        use_horovod: must be False.
+
+    Raises:
+        ValueError: for Horovod, or a world_size that is not that of the default group.
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+    ) -> None:
+        super().__init__()
+        if use_horovod:
+            raise ValueError("ClipLoss: use_horovod must be False, torch.distributed is what gathers")
+        known = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if world_size not in (1, known):
+            raise ValueError(
+                f"ClipLoss: world_size must be that of the default process group, {known}, got {world_size}"
+            )
+        self.world_size = world_size
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Any]:
+        """The loss, [].
+
+        Args:
+            image_features: unit rows [N, D].
+            text_features: unit rows [N, D].
+            logit_scale: multiplies the cosines; a tensor with one element may receive a gradient.
+            logit_bias: added to all logits, which changes no softmax; its gradient is 0.
+            output_dict: return {"contrastive_loss": loss}.
+        """
+        group = dist.group.WORLD if self.world_size > 1 else None
+        loss = functional.clip(image_features, text_features, logit_scale, normalize=False, group=group)
+        if isinstance(logit_bias, Tensor):
+            loss = loss + 0.0 * logit_bias.sum()  # DDP wants a gradient for every parameter
+        return {"contrastive_loss": loss} if output_dict else loss
