@@ -12,11 +12,29 @@ if TYPE_CHECKING:
     from fastssl.methods.base import SelfSupervised, load
     from fastssl.methods.dino import DINO
     from fastssl.methods.mae import MAE
+    from fastssl.methods.moco import MoCo
+    from fastssl.methods.mocov3 import MoCoV3
+    from fastssl.methods.nnclr import NNCLR
     from fastssl.methods.simclr import SimCLR
     from fastssl.methods.simmim import SimMIM
+    from fastssl.methods.supcon import SupCon
     from fastssl.methods.supervised import Supervised
 
-__all__ = ["DINO", "MAE", "METHODS", "Method", "SelfSupervised", "SimCLR", "SimMIM", "Supervised", "load"]
+__all__ = [
+    "DINO",
+    "MAE",
+    "METHODS",
+    "NNCLR",
+    "Method",
+    "MoCo",
+    "MoCoV3",
+    "SelfSupervised",
+    "SimCLR",
+    "SimMIM",
+    "SupCon",
+    "Supervised",
+    "load",
+]  # fmt: skip
 
 
 class Method(NamedTuple):
@@ -43,6 +61,19 @@ METHODS = {
     "simclr": Method(
         "fastssl.methods.simclr", "SimCLR", "simclr_photos", "contrast of two views with NT-Xent (Chen et al. 2020)"
     ),
+    "moco": Method(
+        "fastssl.methods.moco", "MoCo", "moco_photos", "contrast with a queue of keys, version 2 (He et al. 2020)"
+    ),
+    "mocov3": Method(
+        "fastssl.methods.mocov3",
+        "MoCoV3",
+        "mocov3_photos",
+        "contrast of predictions and momentum keys (Chen et al. 2021)",
+    ),
+    "nnclr": Method(
+        "fastssl.methods.nnclr", "NNCLR", "nnclr_photos", "contrast with nearest neighbours (Dwibedi et al. 2021)"
+    ),
+    "supcon": Method("fastssl.methods.supcon", "SupCon", "supcon_photos", "contrast by labels (Khosla et al. 2020)"),
     "dino": Method(
         "fastssl.methods.dino", "DINO", "dino_photos", "self-distillation over several crops (Caron et al. 2021)"
     ),

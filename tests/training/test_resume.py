@@ -19,6 +19,10 @@ from fastssl.methods.checkpoint import rng_state, set_rng_state
 RUNS = {
     "simclr": ({}, ["1-step", "3-step", "4-validation", "4-epoch"]),
     "dino": ({"name": "dino"}, ["2-step", "4-validation"]),
+    "moco": ({"name": "moco"}, ["3-step", "4-validation"]),
+    "mocov3": ({"name": "mocov3"}, ["3-step"]),
+    "nnclr": ({"name": "nnclr"}, ["3-step"]),
+    "supcon": ({"name": "supcon"}, ["3-step"]),
     "accumulated": ({"accumulate_grad_batches": 3}, ["1-step", "2-validation"]),
     "validated within epochs": ({"val_check_interval": 2}, ["2-validation", "6-step"]),
     "by steps": ({"max_epochs": -1, "max_steps": 6}, ["4-epoch", "6-epoch"]),
