@@ -12,6 +12,7 @@ from __future__ import annotations
 # Name, as typed after `fastssl bench`, which is also the module's -> one line for the list of families.
 FAMILIES = {
     "nt_xent": "NT-Xent (SimCLR): loss and gradient for two views, [N, D] each",
+    "info_nce": "MoCo's loss: N queries [N, D] against a queue of K, loss and gradient of the queries",
     "soft_target": "DINO's loss: cross-entropy of S student views with T teacher views over K prototypes",
     "sinkhorn_knopp": "Sinkhorn-Knopp (SwAV, DINOv2): assignments of B rows to K prototypes",
     "koleo": "KoLeo (DINOv2): distances to the nearest of N rows [N, D], loss and gradient",

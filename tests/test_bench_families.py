@@ -21,6 +21,11 @@ SIZES = {
         {"N": 1, "D": 1, "temperature": 0.1},
         {"N": 33, "D": 65, "temperature": 0.1},
     ],
+    "info_nce": [
+        {"N": 5, "K": 130, "D": 16, "temperature": 0.2},
+        {"N": 1, "K": 1, "D": 2, "temperature": 0.1},
+        {"N": 70, "K": 33, "D": 65, "temperature": 0.2},
+    ],
     "soft_target": [
         {"K": 130, "B": 5, "S": 4, "T": 2},
         {"K": 1, "B": 1, "S": 2, "T": 1},
