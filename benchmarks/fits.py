@@ -51,10 +51,10 @@ def markdown(document: Mapping[str, Any]) -> str:
 
     fits, about = document["fits"], document["environment"]
     seeds = ", ".join(str(fit["seed"]) for fit in fits)
-    minutes = statistics.median(fit["training_seconds"] for fit in fits) / 60
+    minutes = ", ".join(f"{fit['training_seconds'] / 60:.1f}" for fit in fits)
     lines = [
         f"{versions(about)}; {machine(about, 'cpu')}. `{document['command']}`, seeds {seeds}: {fits[0]['epochs']} "
-        f"epochs, {minutes:.1f} minutes of training each.",
+        f"epochs, {minutes} minutes of training.",
         "",
         "| mean (each seed) | " + " | ".join(MEASURES.values()) + " |",
         "|---|" + "---|" * len(MEASURES),

@@ -263,7 +263,7 @@ def test_fits_of_several_seeds_become_a_table(tmp_path, capsys):
     assert fits.main([*runs, "--command", "fastssl fit simclr", "--json", str(file)]) == 0
     assert report.main([str(file)]) == 0
     text = capsys.readouterr().out
-    assert "`fastssl fit simclr`, seeds 0, 1, 2: 6 epochs, 1.5 minutes of training each." in text
+    assert "`fastssl fit simclr`, seeds 0, 1, 2: 6 epochs, 1.5, 1.5, 1.5 minutes of training." in text
     assert "| trained | **81.0** (80.0, 81.0, 82.0) | **90.0** (90.0, 90.0, 90.0) |" in text
     assert "| pixels | 20.0 (20.0, 20.0, 20.0) |" in text
     (tmp_path / "1" / "results.json").write_text(json.dumps({**result, "epochs": 7, "seed": 1}))

@@ -47,15 +47,22 @@ struct Operand {
   Real* inverse_norm = nullptr;  // [padded]; 1 without normalisation
 
   Operand() = default;
-  Operand(const Source& from, bool with_rows, Arena& arena) : source(from) {
+  // Not packed: blocks go where pack_into() is told.
+  explicit Operand(const Source& from) : source(from) {
     blocks = ceil_div(source.count, kBlock);
     padded = blocks * kBlock;
     steps = ceil_div(source.dim, P::kFold);
     row_stride = stride_for(source.dim);
-    transposed = arena.take<Unit>(blocks * steps * kBlock);
-    if (with_rows) rows = arena.take<Unit>(padded / P::kFold * row_stride);
+  }
+  Operand(const Source& from, bool with_rows, Arena& arena) : Operand(from) {
+    transposed = arena.take<Unit>(blocks * block_size());
+    if (with_rows) rows = arena.take<Unit>(blocks * block_rows_size());
     inverse_norm = arena.take<Real>(padded);
   }
+
+  // Units of one block.
+  std::int64_t block_size() const { return steps * kBlock; }
+  std::int64_t block_rows_size() const { return kBlock / P::kFold * row_stride; }
 
   static std::int64_t stride_for(std::int64_t dim) {
     return spread_stride(round_up(dim, P::kCols), sizeof(Unit));
@@ -64,8 +71,8 @@ struct Operand {
   // Size of the scratch that pack() needs per thread, in Reals.
   static std::int64_t scratch_size(std::int64_t dim) { return kBlock * stride_for(dim); }
 
-  const Unit* block(std::int64_t b) const { return transposed + b * steps * kBlock; }
-  const Unit* block_rows(std::int64_t b) const { return rows + b * (kBlock / P::kFold) * row_stride; }
+  const Unit* block(std::int64_t b) const { return transposed + b * block_size(); }
+  const Unit* block_rows(std::int64_t b) const { return rows + b * block_rows_size(); }
 
   // Row i as Real, normalised, zero from dim to row_stride. Returns the factor that normalised it.
   Real read_normalised(std::int64_t i, Real* out) const {
@@ -83,18 +90,24 @@ struct Operand {
 
   // Packs block b; scratch: [kBlock][row_stride].
   void pack(std::int64_t b, Real* scratch) const {
+    pack_into(b, scratch, transposed + b * block_size(),
+              rows == nullptr ? nullptr : rows + b * block_rows_size(), inverse_norm + b * kBlock);
+  }
+
+  // The same to another place. out_rows, out_norms: null where they are not wanted.
+  void pack_into(std::int64_t b, Real* scratch, Unit* out, Unit* out_rows, Real* out_norms) const {
     const std::int64_t first = b * kBlock;
     const std::int64_t valid = source.count - first < kBlock ? source.count - first : kBlock;
     for (std::int64_t r = 0; r < valid; ++r) {
-      inverse_norm[first + r] = read_normalised(first + r, scratch + r * row_stride);
+      const Real inverse = read_normalised(first + r, scratch + r * row_stride);
+      if (out_norms != nullptr) out_norms[r] = inverse;
     }
     for (std::int64_t r = valid; r < kBlock; ++r) {
       for (std::int64_t d = 0; d < row_stride; ++d) scratch[r * row_stride + d] = 0;
-      inverse_norm[first + r] = 0;
+      if (out_norms != nullptr) out_norms[r] = 0;
     }
     // In strips of steps, so that the lines being written stay in cache while all rows pass.
     constexpr std::int64_t kStrip = 16;
-    Unit* out = transposed + b * steps * kBlock;
     for (std::int64_t begin = 0; begin < steps; begin += kStrip) {
       const std::int64_t end = begin + kStrip < steps ? begin + kStrip : steps;
       for (std::int64_t r = 0; r < kBlock; ++r) {
@@ -102,12 +115,10 @@ struct Operand {
         for (std::int64_t t = begin; t < end; ++t) out[t * kBlock + r] = P::fold(row + t * P::kFold, 1);
       }
     }
-    if (rows == nullptr) return;
-    Unit* pairs = rows + b * (kBlock / P::kFold) * row_stride;
-    for (std::int64_t r = 0; r < kBlock; r += P::kFold) {
+    if (out_rows == nullptr) return;
+    for (std::int64_t r = 0; r < kBlock; r += P::kFold, out_rows += row_stride) {
       const Real* row = scratch + r * row_stride;
-      for (std::int64_t d = 0; d < row_stride; ++d) pairs[d] = P::fold(row + d, row_stride);
-      pairs += row_stride;
+      for (std::int64_t d = 0; d < row_stride; ++d) out_rows[d] = P::fold(row + d, row_stride);
     }
   }
 

@@ -19,21 +19,28 @@ class Bank {
   using Vec = typename P::Vec;
   using Ints = typename P::Ints;
   using Weights = typename P::Weights;
+  using Unit = typename P::Unit;
+
+  // Whether the rows are few: then all of them meet a block of columns at once, which is packed where it is
+  // used and never written to memory. Otherwise that would take too many partial sums.
+  static bool streams(const PairwiseProblem& p) { return ceil_div(p.rows, kBlock) <= kFewBlocks; }
 
   Bank(const Pass<P>& pass, double weight, int threads, Arena& arena)
       : pass_(pass),
         weight_(weight),
-        rectangle_(pass.q.blocks, pass.k.blocks),
+        streams_(streams(pass.problem)),
+        rectangle_(streams_ ? 1 : pass.q.blocks, pass.k.blocks),
         stride_(pass.q.row_stride),
+        positives_(Source{{{address(pass.problem.positive), nullptr}, {pass.problem.positive_stride, 0}},
+                          pass.problem.rows,
+                          pass.problem.dim,
+                          pass.problem.dtype,
+                          pass.problem.normalize}),
         weights_(arena.take<Weights>(threads)),
+        columns_(streams_ ? arena.take<Unit>(threads * column_units()) : nullptr),
         sum_(arena.take<Real>(rectangle_.chunks * pass.q.padded)),
         grad_(arena.take<Real>(rectangle_.chunks * pass.q.padded * stride_)),
-        scale_terms_(arena.take<double>(pass.problem.rows)) {
-    const PairwiseProblem& p = pass.problem;
-    positives_.source = {
-        {{address(p.positive), nullptr}, {p.positive_stride, 0}}, p.rows, p.dim, p.dtype, p.normalize};
-    positives_.row_stride = stride_;
-  }
+        scale_terms_(arena.take<double>(pass.problem.rows)) {}
 
   // Before accumulate(), for each block of rows.
   void reset(std::int64_t b) const {
@@ -47,8 +54,17 @@ class Bank {
   void accumulate(Team& team) const {
     const Mask<P> mask = pass_.mask();
     Weights& w = weights_[team.thread()];
-    rectangle_.run(team, [&](std::int64_t a, std::int64_t part, std::int64_t b0, std::int64_t b1) {
-      for (std::int64_t b = b0; b < b1; ++b) block(mask, w, a, b, part * pass_.q.padded + a * kBlock);
+    rectangle_.run(team, [&](std::int64_t row_block, std::int64_t part, std::int64_t b0, std::int64_t b1) {
+      for (std::int64_t b = b0; b < b1; ++b) {
+        if (!streams_) {
+          block(mask, w, row_block, b, part, pass_.k.block(b), pass_.k.block_rows(b));
+          continue;
+        }
+        Unit* columns = columns_ + team.thread() * column_units();
+        Unit* rows = columns + pass_.k.block_size();
+        pass_.k.pack_into(b, pass_.scratch_of(team), columns, rows, nullptr);
+        for (std::int64_t a = 0; a < pass_.q.blocks; ++a) block(mask, w, a, b, part, columns, rows);
+      }
     });
   }
 
@@ -105,31 +121,38 @@ class Bank {
   }
 
  private:
-  void block(const Mask<P>& mask, Weights& w, std::int64_t a, std::int64_t b, std::int64_t rows) const {
+  static constexpr std::int64_t kFewBlocks = 8;
+
+  std::int64_t column_units() const { return pass_.k.block_size() + pass_.k.block_rows_size(); }
+
+  // columns, column_rows: block b as the tiles read it, and as it is multiplied into the gradient.
+  void block(const Mask<P>& mask, Weights& w, std::int64_t a, std::int64_t b, std::int64_t part,
+             const Unit* columns, const Unit* column_rows) const {
     const PairwiseProblem& p = pass_.problem;
+    const std::int64_t rows = part * pass_.q.padded + a * kBlock;
     const int height = tiles_extent(a, p.rows, P::kRows), width = tiles_extent(b, p.cols, P::kCols);
     Vec sum[kBlock];
     for (int i = 0; i < height; ++i) sum[i] = Vec{};
     for (int j = 0; j < width; j += P::kCols) {
       for (int i = 0; i < height; i += P::kRows) {
-        mask.touches(a * kBlock + i, b * kBlock + j) ? tile<true>(mask, w, sum, a, b, i, j)
-                                                     : tile<false>(mask, w, sum, a, b, i, j);
+        mask.touches(a * kBlock + i, b * kBlock + j) ? tile<true>(mask, w, sum, a, b, i, j, columns)
+                                                     : tile<false>(mask, w, sum, a, b, i, j, columns);
       }
     }
     for (int i = 0; i < height; i += P::kRows) {
       multiply_strip<P, Weights::kRowStride, Weights::kRowStep>(grad_ + (rows + i) * stride_, stride_,
-                                                                w.rows(i), pass_.k.block_rows(b),
-                                                                pass_.k.row_stride, width / P::kFold, p.dim);
+                                                                w.rows(i), column_rows, pass_.k.row_stride,
+                                                                width / P::kFold, p.dim);
     }
     for (int i = 0; i < height; ++i) sum_[rows + i] += P::sum(sum[i]);
   }
 
   template <bool kMasked>
   __attribute__((noinline)) void tile(const Mask<P>& mask, Weights& w, Vec* sum, std::int64_t a,
-                                      std::int64_t b, int i, int j) const {
+                                      std::int64_t b, int i, int j, const Unit* columns) const {
     Tile<P> e;
     clear<P>(e);
-    multiply<P, 1, kBlock>(e, pass_.q.block(a) + i, pass_.k.block(b) + j, kBlock, pass_.k.steps);
+    multiply<P, 1, kBlock>(e, pass_.q.block(a) + i, columns + j, kBlock, pass_.k.steps);
     FASTSSL_UNROLL
     for (int r = 0; r < P::kRows; ++r) {
       Ints in_sum[P::kVectors], matched[P::kVectors];
@@ -146,10 +169,12 @@ class Bank {
 
   const Pass<P>& pass_;
   double weight_;
-  Rectangle rectangle_;
+  bool streams_;
+  Rectangle rectangle_;  // of parts: row blocks, or one of all rows, and chunks of columns
   std::int64_t stride_;
   Operand<P> positives_;  // rows as they are given: nothing is packed
   Weights* weights_;      // [threads]
+  Unit* columns_;         // [threads][column_units()]
   Real* sum_;             // [chunks][padded rows]
   Real* grad_;            // [chunks][padded rows][stride]: sum_j e_ij k^_j
   double* scale_terms_;   // [rows]

@@ -122,7 +122,8 @@ class BankKernels {
   using Real = typename P::Real;
 
   BankKernels(const PairwiseProblem& p, int threads, Arena& arena, double weight)
-      : pass_(p, threads, /*with_rows=*/true, arena), bank_(pass_, weight, threads, arena) {}
+      : pass_(p, threads, /*with_rows=*/true, arena, /*packs_columns=*/!Bank<P>::streams(p)),
+        bank_(pass_, weight, threads, arena) {}
 
   void run(Team& team, const BankOutputs& out) const {
     pass_.prepare(team, [&](std::int64_t b) { bank_.reset(b); }, [](std::int64_t) {});

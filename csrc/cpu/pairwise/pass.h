@@ -28,7 +28,8 @@ struct Pass {
   using Signed = typename P::Signed;
 
   const PairwiseProblem& problem;
-  Operand<P> q, k;  // k equals q where the columns are the rows
+  Operand<P> q, k;                 // k equals q where the columns are the rows
+  std::int64_t packed_col_blocks;  // by prepare(), besides the rows'
   bool shared;
   bool fixed_shift;  // by |s| instead of a running maximum
   // s log2(e), because exponents are in base 2, in two parts: one rounded factor would bend all exponents the
@@ -40,10 +41,14 @@ struct Pass {
   std::int64_t scratch_size;
   Real* scratch;  // [threads][scratch_size]
 
-  Pass(const PairwiseProblem& p, int threads, bool with_rows, Arena& arena)
+  // packs_columns: whether prepare() packs columns that are not the rows.
+  Pass(const PairwiseProblem& p, int threads, bool with_rows, Arena& arena, bool packs_columns = true)
       : problem(p),
         q(rows_of(p), with_rows && p.k == nullptr, arena),
-        k(p.k == nullptr ? q : Operand<P>(columns_of(p), with_rows, arena)),
+        k(p.k == nullptr  ? q
+          : packs_columns ? Operand<P>(columns_of(p), with_rows, arena)
+                          : Operand<P>(columns_of(p))),
+        packed_col_blocks(p.k == nullptr || !packs_columns ? 0 : k.blocks),
         shared(p.k == nullptr),
         fixed_shift(p.normalize && p.scale >= -kFixedShiftLimit && p.scale <= kFixedShiftLimit),
         slope(static_cast<Real>(p.scale * kLog2e)),
@@ -73,7 +78,7 @@ struct Pass {
   template <class Rows, class Cols>
   void prepare(Team& team, const Rows& rows, const Cols& cols) const {
     Real* mine = scratch_of(team);
-    team.for_each(q.blocks + (shared ? 0 : k.blocks), [&](std::int64_t b) {
+    team.for_each(q.blocks + packed_col_blocks, [&](std::int64_t b) {
       const bool of_rows = b < q.blocks;
       const std::int64_t col_block = shared ? b : b - q.blocks;
       if (of_rows) {
