@@ -8,8 +8,7 @@ from torch import Tensor
 
 from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
-from .contrastive import Reduction, reduced
-from .precision import autocast
+from .contrastive import Reduction, in_one_call, paired, reduced
 
 
 def clip(
@@ -48,27 +47,14 @@ def clip(
         >>> loss = clip(image_tower(images), text_tower(tokens), log_scale.exp())
     """
     name = "clip"
-    checks.check_tensor(name, "image", image, ndim=2, layout="[N, D]")
-    checks.check_tensor(name, "text", text, ndim=2, layout="[N, D]")
-    for attribute in ("shape", "device"):
-        checks.check_same(name, attribute, ("image", image), ("text", text))
-    image, text = autocast(image), autocast(text)
-    checks.check_same(name, "dtype", ("image", image), ("text", text))
-    checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
+    image, text = paired(name, ("image", image), ("text", text), reduction, group)
     scale, scale_tensor = 1.0, None
     if isinstance(logit_scale, Tensor):
         scale_tensor = checks.check_scalar_tensor(name, "logit_scale", logit_scale, device=image.device)
     else:
         scale = checks.check_positive_number(name, "logit_scale", logit_scale)
-    checks.check_group(name, group)
-
-    alone = group is None or group.size() == 1
-    differentiable = (image, text) if scale_tensor is None else (image, text, scale_tensor)
-    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
-    one_is_frozen = gradient and image.requires_grad != text.requires_grad
-    rounded_too_early = gradient and image.dtype == torch.float16  # before a loss scaler multiplies it
-    exporting = torch.compiler.is_exporting()  # what will require a gradient then is not known now
-    if alone and reduction != "none" and not (one_is_frozen or rounded_too_early or exporting):
+    gradient, at_once = in_one_call((image, text), scale_tensor, reduction, group)
+    if at_once:
         weight = 1.0 if reduction == "sum" else 0.5 / image.shape[0]
         loss, *_ = torch.ops.fastssl.clip(
             image, text, scale_tensor, scale=scale, normalize=normalize, weight=weight, gradient=gradient,
@@ -77,7 +63,7 @@ def clip(
         return loss
 
     columns, offset = (text, image), 0
-    if group is not None and not alone:
+    if group is not None and group.size() > 1:
         distributed.check_same_shape(name, "image", image, group)
         texts, images = distributed.gather_with_gradient(torch.stack((text, image), 1), group).unbind(1)
         columns, offset = (texts, images), image.shape[0] * group.rank()

@@ -55,51 +55,20 @@ def nt_xent(
         >>> loss = nt_xent(projector(view0), projector(view1), temperature=0.1)
     """
     name = "nt_xent"
-    checks.check_tensor(name, "z0", z0, ndim=2, layout="[N, D]")
-    checks.check_tensor(name, "z1", z1, ndim=2, layout="[N, D]")
-    for attribute in ("shape", "device"):
-        checks.check_same(name, attribute, ("z0", z0), ("z1", z1))
-    z0, z1 = autocast(z0), autocast(z1)
-    checks.check_same(name, "dtype", ("z0", z0), ("z1", z1))
-    checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
+    z0, z1 = paired(name, ("z0", z0), ("z1", z1), reduction, group)
     scale, logit_scale = inverse_temperature(name, temperature, z0)
-
-    checks.check_group(name, group)
-    alone = group is None or group.size() == 1
-    differentiable = (z0, z1) if logit_scale is None else (z0, z1, logit_scale)
-    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
-    one_is_frozen = gradient and z0.requires_grad != z1.requires_grad
-    rounded_too_early = gradient and z0.dtype == torch.float16  # before a loss scaler multiplies it
-    exporting = torch.compiler.is_exporting()  # what will require a gradient then is not known now
-    if alone and reduction != "none" and not (one_is_frozen or rounded_too_early or exporting):
+    gradient, at_once = in_one_call((z0, z1), logit_scale, reduction, group)
+    if at_once:
         weight = 1.0 if reduction == "sum" else 0.5 / z0.shape[0]
         loss, *_ = torch.ops.fastssl.nt_xent(
             z0, z1, logit_scale, scale=scale, normalize=normalize, weight=weight, gradient=gradient,
             backend=backends.forced(),
         )  # fmt: skip
         return loss
-
-    # Interleaved, the two views of an image are neighbours: positives lie next to the diagonal, where kernels look for
-    # them, and a rank's rows are one contiguous range of the global batch.
-    n, d = z0.shape
-    z = torch.stack((z0, z1), dim=1).reshape(2 * n, d)
-    first_row, row_stride = 0, 1
-    if one_is_frozen:
-        first_row, row_stride = (0, 2) if z0.requires_grad else (1, 2)
-    columns, shared_by, row_offset = None, "", 0
-    if group is not None and not alone:
-        distributed.check_same_shape(name, "z0", z0, group)
-        shared_by, row_offset = group.group_name, 2 * n * group.rank()
-        columns = distributed.all_gather_rows(z.detach(), shared_by)
-    log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
-        z, columns, logit_scale, None, None, scale=scale, normalize=normalize, positives="pair", exclude_self=True,
-        exclude_positives=False, row_offset=row_offset, col_offset=0, shared_by=shared_by,
-        first_row=first_row, row_stride=row_stride, backend=backends.forced(),
-    )  # fmt: skip
-    losses = log_sum - positive
-    if reduction == "none":
-        return losses.view(n, 2).T.reshape(-1)
-    return losses.mean() if reduction == "mean" else losses.sum()
+    log_sum, positive = logsumexp_of_views(
+        name, z0, z1, logit_scale, scale=scale, normalize=normalize, exclude_positives=False, group=group
+    )
+    return reduced_of_views(log_sum - positive, reduction)
 
 
 def pairwise_logsumexp(
@@ -171,6 +140,79 @@ def pairwise_logsumexp(
         row_offset=row_offset, col_offset=col_offset, shared_by="", first_row=0, row_stride=1,
         backend=backends.forced(),
     )  # fmt: skip
+
+
+# What the losses of this family share
+
+
+def paired(
+    name: str,
+    first: tuple[str, Tensor],
+    second: tuple[str, Tensor],
+    reduction: Reduction,
+    group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """Rows [N, D] of two sets that belong together, as autocast wants them; checked, with what else all losses take."""
+    for argument, tensor in (first, second):
+        checks.check_tensor(name, argument, tensor, ndim=2, layout="[N, D]")
+    for attribute in ("shape", "device"):
+        checks.check_same(name, attribute, first, second)
+    a, b = autocast(first[1]), autocast(second[1])
+    checks.check_same(name, "dtype", (first[0], a), (second[0], b))
+    checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
+    checks.check_group(name, group)
+    return a, b
+
+
+def in_one_call(
+    rows: tuple[Tensor, Tensor], logit_scale: Tensor | None, reduction: Reduction, group: dist.ProcessGroup | None
+) -> tuple[bool, bool]:
+    """Whether a gradient is wanted, and whether the operator serves that gives it with the loss."""
+    differentiable = rows if logit_scale is None else (*rows, logit_scale)
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
+    one_is_frozen = gradient and rows[0].requires_grad != rows[1].requires_grad
+    rounded_too_early = gradient and rows[0].dtype == torch.float16  # before a loss scaler multiplies it
+    exporting = torch.compiler.is_exporting()  # what will require a gradient then is not known now
+    alone = group is None or group.size() == 1
+    return gradient, alone and reduction != "none" and not (one_is_frozen or rounded_too_early or exporting)
+
+
+def logsumexp_of_views(
+    name: str,
+    z0: Tensor,
+    z1: Tensor,
+    logit_scale: Tensor | None,
+    *,
+    scale: float,
+    normalize: bool,
+    exclude_positives: bool,
+    group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """Log-sums and positive logits of both views' rows [2N], over all rows but their own.
+
+    Interleaved, the two views of an image are neighbours: positives lie next to the diagonal, where kernels look for
+    them, and a rank's rows are one contiguous range of the global batch.
+    """
+    n, d = z0.shape
+    z = torch.stack((z0, z1), dim=1).reshape(2 * n, d)
+    first_row, row_stride = 0, 1
+    if torch.is_grad_enabled() and z0.requires_grad != z1.requires_grad:  # no work for the frozen one
+        first_row, row_stride = (0, 2) if z0.requires_grad else (1, 2)
+    columns, shared_by, row_offset = None, "", 0
+    if group is not None and group.size() > 1:
+        distributed.check_same_shape(name, "z0", z0, group)
+        shared_by, row_offset = group.group_name, 2 * n * group.rank()
+        columns = distributed.all_gather_rows(z.detach(), shared_by)
+    return torch.ops.fastssl.pairwise_logsumexp(
+        z, columns, logit_scale, None, None, scale=scale, normalize=normalize, positives="pair", exclude_self=True,
+        exclude_positives=exclude_positives, row_offset=row_offset, col_offset=0, shared_by=shared_by,
+        first_row=first_row, row_stride=row_stride, backend=backends.forced(),
+    )  # fmt: skip
+
+
+def reduced_of_views(losses: Tensor, reduction: Reduction) -> Tensor:
+    """As ``reduced``, of what ``logsumexp_of_views`` gives: where losses are wanted, the first view's come first."""
+    return losses.view(-1, 2).T.reshape(-1) if reduction == "none" else reduced(losses, reduction)
 
 
 def reduced(losses: Tensor, reduction: Reduction) -> Tensor:

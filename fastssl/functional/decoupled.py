@@ -6,10 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
-from .contrastive import Reduction, inverse_temperature, reduced
-from .precision import autocast
+from .contrastive import Reduction, inverse_temperature, logsumexp_of_views, paired, reduced_of_views
 
 
 def dcl(
@@ -49,16 +47,9 @@ def dcl(
         >>> loss = dcl(projector(view0), projector(view1), temperature=0.1)
     """
     name = "dcl"
-    checks.check_tensor(name, "z0", z0, ndim=2, layout="[N, D]")
-    checks.check_tensor(name, "z1", z1, ndim=2, layout="[N, D]")
-    for attribute in ("shape", "device"):
-        checks.check_same(name, attribute, ("z0", z0), ("z1", z1))
-    z0, z1 = autocast(z0), autocast(z1)
-    checks.check_same(name, "dtype", ("z0", z0), ("z1", z1))
-    checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
+    z0, z1 = paired(name, ("z0", z0), ("z1", z1), reduction, group)
     scale, logit_scale = inverse_temperature(name, temperature, z0)
-    checks.check_group(name, group)
-    n, d = z0.shape
+    n = z0.shape[0]
     for view, weight in enumerate(weights or ()):
         checks.check_number_tensor(name, f"weights[{view}]", weight)
         if weight.shape != (n,) or weight.device != z0.device:
@@ -66,21 +57,10 @@ def dcl(
                 f"{name}: weights[{view}] must be of shape ({n},) on {z0.device}, got {tuple(weight.shape)} on "
                 f"{weight.device}"
             )
-    # Interleaved, the two views of an image are neighbours, as in nt_xent.
-    z = torch.stack((z0, z1), dim=1).reshape(2 * n, d)
-    columns, shared_by, offset = None, "", 0
-    if group is not None and group.size() > 1:
-        distributed.check_same_shape(name, "z0", z0, group)
-        shared_by, offset = group.group_name, 2 * n * group.rank()
-        columns = distributed.all_gather_rows(z.detach(), shared_by)
-    log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
-        z, columns, logit_scale, None, None, scale=scale, normalize=normalize, positives="pair", exclude_self=True,
-        exclude_positives=True, row_offset=offset, col_offset=0, shared_by=shared_by, first_row=0, row_stride=1,
-        backend=backends.forced(),
-    )  # fmt: skip
+    log_sum, positive = logsumexp_of_views(
+        name, z0, z1, logit_scale, scale=scale, normalize=normalize, exclude_positives=True, group=group
+    )
     if weights is not None:
         positive = positive * torch.stack([weight.detach().to(positive.dtype) for weight in weights], 1).flatten()
     losses = torch.where(log_sum == -torch.inf, 0.0, log_sum) - positive
-    if reduction == "none":
-        return losses.view(n, 2).T.reshape(-1)
-    return reduced(losses, reduction)
+    return reduced_of_views(losses, reduction)

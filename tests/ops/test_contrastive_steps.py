@@ -73,8 +73,10 @@ def compare(mine, eager, truth, inputs, wanted, temperature):
     assert (mine[0].double() - true.mean()).abs() <= allowed
     for i, got, plain, want in zip(wanted, mine[1:], eager[1:], truth[1:], strict=True):
         length = inputs[i].double().norm(dim=1, keepdim=True)
-        # A row's gradient adds up attractions and repulsions of 2 / temperature in all, times unit elements.
-        terms = (4 / (len(inputs[0]) * temperature) / length).expand_as(want)
+        # A row's gradient adds up attractions and repulsions of 2 / temperature in all, times unit elements; that of a
+        # row in the queue up to as much from every query.
+        queries = len(inputs[0]) if i < 2 else 1
+        terms = (4 / (queries * temperature) / length).expand_as(want)
         assert_as_accurate_as_eager(got, plain, want, terms, f"gradient {i}", refuses_zeros=want.abs().max() > 1e-3)
 
 
