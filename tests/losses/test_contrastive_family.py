@@ -9,6 +9,7 @@ from harness import BACKENDS, assert_as_accurate_as_eager, serving
 
 import fastssl
 from fastssl import functional, losses
+from fastssl.compat import open_clip
 
 SHAPES = [(2, 3), (3, 7), (17, 33), (64, 128), (101, 20)]
 
@@ -87,6 +88,7 @@ def test_clip_equals_open_clips(dtype, n, d):
 
 
 def test_clip_takes_open_clips_arguments():
+    assert open_clip.ClipLoss is losses.ClipLoss
     x, y = (F.normalize(z, dim=1) for z in views(6, 5, torch.float32))
     scale, bias = torch.tensor(10.0, requires_grad=True), torch.tensor(-2.0, requires_grad=True)
     criterion = losses.ClipLoss(local_loss=True, gather_with_grad=True, cache_labels=True, rank=0, world_size=1)
