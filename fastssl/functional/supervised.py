@@ -90,4 +90,4 @@ def sup_con(
     rows = has_one.sum().to(losses.dtype)
     if shared_by:  # the mean over all ranks' rows, as one process has it
         rows = distributed.sum_over_ranks(rows, shared_by) / group.size()  # type: ignore[union-attr]
-    return losses.sum() / rows.clamp(min=1 / 2**20)
+    return losses.sum() / torch.where(rows > 0, rows, 1.0)
