@@ -70,7 +70,7 @@ PairwiseProblem make_problem(Address q, Address k, std::int64_t rows, std::int64
 
 void pairwise_logsumexp(const PairwiseProblem& problem, bool allow_bfloat16_product, Address row_lse,
                         Address positive) {
-  const LogsumexpOutputs outputs{pointer<void>(row_lse), pointer<void>(positive)};
+  const LogsumexpOutputs outputs{pointer<void>(row_lse), pointer<void>(positive), nullptr};
   py::gil_scoped_release release;
   fastssl::pairwise_logsumexp(problem, allow_bfloat16_product, outputs);
 }
@@ -102,6 +102,14 @@ void pairwise_bank(PairwiseProblem problem, bool allow_bfloat16_product, Address
   const fastssl::BankOutputs outputs{pointer<void>(loss), pointer<void>(dq), pointer<void>(dscale)};
   py::gil_scoped_release release;
   fastssl::pairwise_bank(problem, allow_bfloat16_product, weight, outputs);
+}
+
+void pairwise_sigmoid(const PairwiseProblem& problem, bool allow_bfloat16_product, double bias, double weight,
+                      Address loss, Address dq, Address dq_other, Address dscale, Address dbias) {
+  const fastssl::SigmoidOutputs outputs{pointer<void>(loss), pointer<void>(dq), pointer<void>(dq_other),
+                                        pointer<void>(dscale), pointer<void>(dbias)};
+  py::gil_scoped_release release;
+  fastssl::pairwise_sigmoid(problem, allow_bfloat16_product, bias, weight, outputs);
 }
 
 void nearest_neighbors(Address q, Address k, std::int64_t rows, std::int64_t cols, std::int64_t dim,
@@ -430,6 +438,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("pairwise_bank", &pairwise_bank, py::arg("problem"), py::kw_only(), py::arg("allow_bfloat16_product"),
         py::arg("positive"), py::arg("positive_stride"), py::arg("weight"), py::arg("loss"), py::arg("dq"),
         py::arg("dscale"));
+  m.def("pairwise_sigmoid", &pairwise_sigmoid, py::arg("problem"), py::kw_only(),
+        py::arg("allow_bfloat16_product"), py::arg("bias"), py::arg("weight"), py::arg("loss"), py::arg("dq"),
+        py::arg("dq_other"), py::arg("dscale"), py::arg("dbias"));
   m.attr("FIXED_SHIFT_LIMIT") = fastssl::kFixedShiftLimit;
   m.def("nearest_neighbors", &nearest_neighbors, py::kw_only(), py::arg("q"), py::arg("k"), py::arg("rows"),
         py::arg("cols"), py::arg("dim"), py::arg("q_stride"), py::arg("k_stride"), py::arg("dtype"),

@@ -54,6 +54,7 @@ class Objective(torch.nn.Module):
             "InfoNCE": torch.nn.Identity,
             "Bank": lambda: losses.NTXentLoss(0.2, (7, D), gather_distributed=gather),
             "Clip": torch.nn.Identity,
+            "SigLip": torch.nn.Identity,
             "SupCon": lambda: losses.SupConLoss(0.2, gather_distributed=gather),
             "DCLW": lambda: losses.DCLLoss(0.2, gather_distributed=gather),
             "DINO": lambda: losses.DINOLoss(D),
@@ -83,6 +84,10 @@ class Objective(torch.nn.Module):
 
     def Clip(self, z0, z1, temperature):
         return functional.clip(z0, z1, 1 / temperature, group=dist.group.WORLD if self.gather else None)
+
+    def SigLip(self, z0, z1, temperature):
+        group = dist.group.WORLD if self.gather else None
+        return functional.siglip(z0, z1, 1 / temperature, temperature - 2.0, group=group)
 
     def SupCon(self, z0, z1, temperature):
         labels = (100 * z0.detach()[:, 0]).long() % 3  # some are alone on their rank

@@ -33,6 +33,8 @@ SMALL_TILES = {
     "symmetric": Tile(16, 16, 32, 4, 2),
     "gradient": Tile(16, 32, 0, 4, 2),
     "pair_weights": Tile(32, 16, 32, 4, 2),
+    "sigmoid": Tile(16, 32, 0, 4, 2),
+    "sigmoid_weights": Tile(32, 16, 32, 4, 2),
 }
 
 
@@ -250,7 +252,7 @@ def test_same_input_same_bits_and_inputs_untouched(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_losses_with_their_gradients_are_the_references(dtype):
-    """They are composed of the kernels above: what is checked is that they are put together."""
+    """They are composed of the kernels above: what is checked is that they are put together. SigLIP has its own."""
     generator = torch.Generator().manual_seed(0)
     q, own, k = (torch.randn(n, 24, generator=generator).to(dtype) for n in (20, 20, 40))
     common = {"scale": 5.0, "normalize": True, "weight": 0.05, "gradient": True}
@@ -258,6 +260,11 @@ def test_losses_with_their_gradients_are_the_references(dtype):
         ("clip", (q, own, None), {}),
         ("info_nce", (q, k, own, torch.tensor(0.5)), {"row_offset": 0}),
         ("info_nce", (q, k, None, None), {"row_offset": 17}),
+        *(
+            ("siglip", (q, k, *numbers), {"row_offset": offset, "bias": -4.0})
+            for numbers in ((None, None), (torch.tensor(1.5), torch.tensor(-1.0)))
+            for offset in (0, 23, -3)
+        ),
     ):
         wide = [None if x is None else x.double() for x in inputs]
         results, truth = (
@@ -266,3 +273,20 @@ def test_losses_with_their_gradients_are_the_references(dtype):
         for got, want in zip(results, truth, strict=True):
             error = (got.double() - want).abs().max()
             assert error < (1e-5 if dtype == torch.float32 else 0.02) * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("d", [24, 300])
+def test_siglip_in_splits_and_chunks(monkeypatch, dtype, d):
+    """Tails on both sides, several row blocks and column tiles per program; and the loss alone."""
+    monkeypatch.setattr(triton, "CHUNK_ELEMENTS", 1 << 11)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, d, generator=generator).to(dtype) for n in (70, 150))
+    rules = {"scale": 20.0, "bias": -6.0, "normalize": True, "row_offset": 60, "weight": 0.5}
+    results = triton.siglip(x, y, None, None, **rules, gradient=True)
+    truth = reference.siglip(x.double(), y.double(), None, None, **rules, gradient=True)
+    for got, want in zip(results, truth, strict=True):
+        error = (got.double() - want).abs().max()
+        assert error < (1e-5 if dtype == torch.float32 else 0.02) * want.abs().max()
+    alone, *_ = triton.siglip(x, y, None, None, **rules, gradient=False)
+    assert abs(alone - truth[0]) < (1e-5 if dtype == torch.float32 else 0.02) * truth[0]

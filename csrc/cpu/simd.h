@@ -182,6 +182,16 @@ struct Simd {
     const Vec highest = broadcast(C::kHighest);
     return exp2(t > highest ? highest : t);
   }
+
+  // log(1 + u) for u in [0, 1]: 2 atanh(u / (2 + u)), a series in at most 1/9. NaN stays NaN.
+  static FASTSSL_INLINE Vec log1p_of_unit(Vec u) {
+    constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;
+    const Vec ratio = u / (2 + u), square = ratio * ratio;
+    Vec series = broadcast(static_cast<T>(1.0 / (2 * kTerms - 1)));
+    FASTSSL_UNROLL
+    for (int k = kTerms - 2; k >= 0; --k) series = series * square + static_cast<T>(1.0 / (2 * k + 1));
+    return 2 * ratio * series;
+  }
 };
 
 }  // namespace FASTSSL_ISA

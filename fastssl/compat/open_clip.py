@@ -1,12 +1,12 @@
-"""The loss of open_clip. In place of
+"""The losses of open_clip. In place of
 
-    from open_clip import ClipLoss
+    from open_clip import ClipLoss, SigLipLoss
 
 write
 
-    from fastssl.compat.open_clip import ClipLoss
+    from fastssl.compat.open_clip import ClipLoss, SigLipLoss
 """
 
-from ..losses import ClipLoss
+from ..losses import ClipLoss, SigLipLoss
 
-__all__ = ["ClipLoss"]
+__all__ = ["ClipLoss", "SigLipLoss"]

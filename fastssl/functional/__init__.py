@@ -21,6 +21,7 @@ from .mask_patterns import (
 from .masking import Masks, gather_tokens, masks_from_noise, random_masks, unshuffle_tokens, visible_patches
 from .prototypes import prototype_cross_entropy
 from .reconstruction import patch_loss
+from .siglip import siglip
 from .sinkhorn import sinkhorn_knopp
 from .soft_target import masked_soft_target_cross_entropy, soft_target_cross_entropy
 from .supervised import sup_con
@@ -45,6 +46,7 @@ __all__ = [
     "patch_loss",
     "prototype_cross_entropy",
     "random_masks",
+    "siglip",
     "sinkhorn_knopp",
     "soft_target_cross_entropy",
     "sup_con",

@@ -10,6 +10,7 @@ from .mae import MAELoss, SimMIMLoss
 from .memory_bank import MemoryBank
 from .msn import MSNLoss
 from .ntxent import NTXentLoss
+from .siglip import SigLipLoss
 from .supcon import SupConLoss
 from .swav import SwaVLoss
 
@@ -25,6 +26,7 @@ __all__ = [
     "MemoryBank",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SigLipLoss",
     "SimMIMLoss",
     "SupConLoss",
     "SwaVLoss",

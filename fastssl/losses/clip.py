@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import functional
+from .arguments import check_world_size, default_group
 
 
 class ClipLoss(nn.Module):
@@ -41,11 +41,7 @@ class ClipLoss(nn.Module):
         super().__init__()
         if use_horovod:
             raise ValueError("ClipLoss: use_horovod must be False, torch.distributed is what gathers")
-        known = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if world_size not in (1, known):
-            raise ValueError(
-                f"ClipLoss: world_size must be that of the default process group, {known}, got {world_size}"
-            )
+        check_world_size("ClipLoss", world_size)
         self.world_size = world_size
 
     def forward(
@@ -65,7 +61,7 @@ class ClipLoss(nn.Module):
             logit_bias: added to all logits, which changes no softmax; its gradient is 0.
             output_dict: return {"contrastive_loss": loss}.
         """
-        group = dist.group.WORLD if self.world_size > 1 else None
+        group = default_group(self.world_size > 1)
         loss = functional.clip(image_features, text_features, logit_scale, normalize=False, group=group)
         if isinstance(logit_bias, Tensor):
             loss = loss + 0.0 * logit_bias.sum()  # DDP wants a gradient for every parameter

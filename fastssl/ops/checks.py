@@ -67,6 +67,21 @@ def check_positive_number(function: str, name: str, value: Any) -> float:
     return number
 
 
+def check_number(function: str, name: str, value: Any) -> float:
+    """A finite number, as a float.
+
+    Raises:
+        TypeError: when it is no number.
+        ValueError: when it is not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+    number = float(value)
+    if not -math.inf < number < math.inf:  # also false for NaN; isfinite would break a compiled graph
+        raise ValueError(f"{function}: {name} must be finite, got {value}")
+    return number
+
+
 def check_temperature(function: str, name: str, value: Any) -> float:
     """The inverse of a temperature: of a finite number above zero, whose inverse is finite too.
 

@@ -68,9 +68,11 @@ def variants(major: int) -> list[Variant]:
             out.append(logsum_variant(kind, dimension, tile, symmetric=True, online=False))
         elif kernel == "logsum":
             out += [logsum_variant(kind, dimension, tile, symmetric=False, online=o) for o in (False, True)]
-        else:
+        elif kernel in ("gradient", "pair_weights"):
             build = gradient_variant if kernel == "gradient" else pair_weights_variant
             out += [build(kind, dimension, tile, online=online) for online in (False, True)]
+        else:
+            out.append(_sigmoid_variant(kernel, kind, dimension, tile))
     if major == 9:
         out += _other_uses()
     return out + _memory_bound_variants()
@@ -199,6 +201,28 @@ def pair_weights_variant(kind: str, dimension: int, tile: Tile, *, online: bool,
         signature,
         constants,
     )
+
+
+def _sigmoid_variant(kernel: str, kind: str, dimension: int, tile: Tile) -> Variant:
+    """SigLIP for one tile: with learnable numbers and the rows' sums, which is all of it."""
+    signature = {
+        **_operands(kind),
+        **dict.fromkeys(("p_logit_scale", "p_logit_bias", "p_out", "p_sums"), "*fp32"),
+        **dict.fromkeys(_INTEGERS, "i32"),
+        **dict.fromkeys(("scale", "bias", "weight"), "fp32"),
+    }
+    constants = {
+        **_tile(dimension, tile),
+        **_arithmetic(kind),
+        **dict.fromkeys(("HAS_LOGIT_SCALE", "HAS_LOGIT_BIAS", "SUMS"), True),
+        "ROUND": 13 if kind == "tf32" else 0,
+    }
+    if kernel == "sigmoid":
+        signature["tiles_per_split"] = "i32"
+    else:
+        signature |= dict.fromkeys(("N_pad", "blocks", "depth"), "i32")
+        constants |= {"BLOCK_D": tile.block_d or dimension, "GROUP": 8, "WEIGHTS": True}
+    return _variant(f"sigmoid:{kernel}_kernel", f"{kernel} {kind} D={dimension}", kind, tile, signature, constants)
 
 
 def _variant(

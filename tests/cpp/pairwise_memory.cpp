@@ -40,7 +40,12 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
 
   const bool wide = dtype == DType::kFloat64;
   std::vector<char> lse = vector_of(dtype, rows, kNaN), positive = lse;
-  pairwise_logsumexp(p, true, {lse.data(), positive.data()});
+  std::vector<char> of_cols = vector_of(dtype, cols, kNaN);
+  if (!same) {
+    pairwise_logsumexp(p, true, {lse.data(), positive.data(), of_cols.data()});
+    if (!all_finite(of_cols, dtype == DType::kFloat64)) return false;
+  }
+  pairwise_logsumexp(p, true, {lse.data(), positive.data(), nullptr});
   // Of a single column, row 0 has no pair left once it is excluded itself: its log-sum is -inf.
   const bool alone = p.exclude_self && p.cols == 1;
   bool good = (alone || all_finite(lse, wide)) && all_finite(positive, wide);
@@ -52,6 +57,30 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
   std::vector<char> dq(rows * dim * size_of(dtype), '\xff'), dscale = vector_of(dtype, 1, kNaN);
   pairwise_logsumexp_grad(p, true, row, same ? none : col, {dq.data(), dscale.data()});
   good = good && all_finite(dscale, wide) && (size_of(dtype) == 2 || all_finite(dq, wide));
+  std::vector<char> dk(cols * dim * size_of(dtype), '\xff'), loss = vector_of(dtype, 1, kNaN), dbias = loss;
+  const auto both_finite = [&] {
+    return all_finite(loss, wide) && all_finite(dscale, wide) &&
+           (size_of(dtype) == 2 || (all_finite(dq, wide) && all_finite(dk, wide)));
+  };
+  if (!same) {
+    dq.assign(rows * dim * size_of(dtype), '\xff');
+    dscale = vector_of(dtype, 1, kNaN);
+    pairwise_sigmoid(p, true, -3, 0.5, {loss.data(), dq.data(), dk.data(), dscale.data(), dbias.data()});
+    good = good && both_finite() && all_finite(dbias, wide);
+    loss = vector_of(dtype, 1, kNaN);
+    pairwise_sigmoid(p, true, -3, 0.5, {loss.data(), nullptr, nullptr, nullptr, nullptr});
+    good = good && all_finite(loss, wide);
+  }
+  if (!same && rows == cols && positives != Positives::kPair) {
+    dq.assign(rows * dim * size_of(dtype), '\xff');
+    dk.assign(cols * dim * size_of(dtype), '\xff');
+    loss = dscale = vector_of(dtype, 1, kNaN);
+    pairwise_loss(p, true, 0.5, {loss.data(), dq.data(), dk.data(), dscale.data()});
+    good = good && both_finite();
+    loss = vector_of(dtype, 1, kNaN);
+    pairwise_loss(p, true, 0.5, {loss.data(), nullptr, nullptr, nullptr});
+    good = good && all_finite(loss, wide);
+  }
   if (!same && scale <= kFixedShiftLimit) {
     const std::vector<char> own = matrix(dtype, rows, dim, k_stride);
     std::vector<char> losses = vector_of(dtype, rows, kNaN);
@@ -65,7 +94,8 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
     good = good && (size_of(dtype) == 2 || all_finite(dq, wide));
   }
   if (same) {  // all rows in one matrix, and where they are even in two that take turns
-    std::vector<char> loss = vector_of(dtype, 1, kNaN), other(rows / 2 * dim * size_of(dtype), '\xff');
+    std::vector<char> other(rows / 2 * dim * size_of(dtype), '\xff');
+    loss = vector_of(dtype, 1, kNaN);
     dq.assign(rows * dim * size_of(dtype), '\xff');
     pairwise_loss(p, true, 0.5, {loss.data(), dq.data(), nullptr, dscale.data()});
     good = good && (alone || all_finite(loss, wide)) && (size_of(dtype) == 2 || all_finite(dq, wide));

@@ -1,4 +1,4 @@
-"""DCLLoss, DCLWLoss, SupConLoss, ClipLoss and NTXentLoss with a memory bank against the real ones, and MemoryBank."""
+"""DCL, DCLW, SupCon, CLIP, SigLIP and NT-Xent with a memory bank against the real ones, and MemoryBank."""
 
 from __future__ import annotations
 
@@ -108,6 +108,36 @@ def test_clip_takes_open_clips_arguments():
         losses.ClipLoss(use_horovod=True)
     with pytest.raises(ValueError, match="world_size must be that of the default process group, 1, got 4"):
         losses.ClipLoss(world_size=4)
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (100.0, -20.0)])
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_siglip_equals_open_clips(n, d, scale, bias):
+    peer = pytest.importorskip("open_clip.loss")
+    x = F.normalize(views(n, d, torch.float64)[0], dim=1)
+    y = F.normalize(views(n, d, torch.float64)[1].roll(1, 0) + x, dim=1)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+        results = []
+        for criterion in (losses.SigLipLoss(), peer.SigLipLoss()):
+            leaves = [leaf.to(dtype).requires_grad_() for leaf in (x, y, torch.tensor(scale), torch.tensor(bias))]
+            loss = criterion(*leaves)
+            results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+        for mine, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
+
+
+def test_siglip_takes_open_clips_arguments():
+    assert open_clip.SigLipLoss is losses.SigLipLoss
+    x, y = (F.normalize(z, dim=1) for z in views(6, 5, torch.float32))
+    criterion = losses.SigLipLoss(cache_labels=True, rank=0, world_size=1, dist_impl="bidir")
+    loss = criterion(x, y, torch.tensor(10.0), torch.tensor(-4.0), output_dict=True)["contrastive_loss"]
+    label = 2 * torch.eye(6) - 1
+    torch.testing.assert_close(loss, -F.logsigmoid(label * (10 * x @ y.T - 4)).sum() / 6)
+    torch.testing.assert_close(criterion(x, y, 10.0), -F.logsigmoid(label * (10 * x @ y.T)).sum() / 6)
+    with pytest.raises(ValueError, match="dist_impl must be bidir, shift, reduce or gather, got 'ring'"):
+        losses.SigLipLoss(dist_impl="ring")
+    with pytest.raises(ValueError, match="world_size must be that of the default process group, 1, got 2"):
+        losses.SigLipLoss(world_size=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

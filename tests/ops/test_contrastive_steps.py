@@ -48,6 +48,13 @@ def clip(x, y, scale, normalize=True):
     return torch.cat([F.cross_entropy(side, target, reduction="none") for side in (logits, logits.T)])
 
 
+def siglip(x, y, scale, bias, normalize=True):
+    """The losses [N] of images against all texts."""
+    logits = scale * (unit(x, normalize) @ unit(y, normalize).T)
+    logits = (logits if logits.dtype == torch.float64 else logits.float()) + bias
+    return -F.logsigmoid(logits * (2 * torch.eye(*logits.shape, dtype=logits.dtype, device=x.device) - 1)).sum(1)
+
+
 def rows(*shape, dtype=torch.float32, device="cpu", seed=0):
     generator = torch.Generator().manual_seed(seed + sum(shape))
     return torch.randn(*shape, generator=generator).to(device, dtype)
@@ -121,6 +128,65 @@ def test_clip(backend, device, dtype, n, _k, d, wanted, scale):
         compare(mine, eager, truth, inputs, wanted, 1 / scale)
 
 
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+@pytest.mark.parametrize(("n", "_k", "d"), SHAPES)
+# As the paper starts; where yes and no are both likely; and where every pair is taken for a match.
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (100.0, -30.0), (10.0, 15.0)])
+def test_siglip(backend, device, dtype, n, _k, d, scale, bias):
+    with serving(backend, device, dtype):
+        inputs = problem(n, 1, d, dtype, device)[:2]
+        mine = with_gradients(functional.siglip, inputs, scale, bias, wanted=(0, 1))
+        eager = with_gradients(siglip, inputs, scale, bias, wanted=(0, 1))
+        truth = with_gradients(siglip, [x.double() for x in inputs], scale, bias, wanted=(0, 1))
+        losses = [siglip(x, y, scale, bias) for x, y in (inputs, [x.double() for x in inputs])]
+        true = losses[1]
+        allowed = allowed_error(losses[0].to(mine[0].dtype), true, true.abs() + 2 * scale).max()
+        assert (mine[0].double() - true.mean()).abs() <= allowed
+        for i, got, plain, want in zip((0, 1), mine[1:], eager[1:], truth[1:], strict=True):
+            # A row is pulled and pushed by each of the others, at most by scale / n times a unit row.
+            terms = (2 * scale / inputs[i].double().norm(dim=1, keepdim=True)).expand_as(want)
+            assert_as_accurate_as_eager(got, plain, want, terms, f"gradient {i}", refuses_zeros=want.abs().max() > 1e-3)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_a_low_sigmoid_loss_is_exact(backend, device, dtype):
+    """Near its minimum every pair adds next to nothing: 1 - sigmoid would be all rounding there."""
+    with serving(backend, device, dtype):
+        x = torch.eye(20, device=device, dtype=dtype)
+        loss, dx, dy = with_gradients(functional.siglip, (x, x), 40.0, -20.0, wanted=(0, 1))
+        pair = torch.tensor(-20.0, dtype=torch.float64).exp()  # of a match and of all others alike
+        exact = 1e-4 if dtype in (torch.float32, torch.float64) else 1e-2
+        assert abs(loss.double().cpu() / (20 * pair.log1p()) - 1) < 1e-5
+        for gradient in (dx, dy):  # of its own direction nothing is left
+            others = gradient[~torch.eye(20, dtype=torch.bool, device=device)].double().cpu()
+            assert (others / (40 / 20 * pair * 1) - 1).abs().max() < exact or dtype == torch.float16
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("offset", [0, 3, 41, -2, 1000])
+def test_a_block_of_siglips_rows_against_all_columns(backend, device, offset):
+    """What a rank computes: the positive of row i is column offset + i, where there is one."""
+    with serving(backend, device, torch.float64):
+        x, y = rows(9, 5, dtype=torch.float64, device=device), rows(50, 5, dtype=torch.float64, device=device)
+        rules = {"scale": 10.0, "bias": -3.0, "normalize": True, "row_offset": offset, "weight": 0.5}
+        for tensor in (x, y):
+            tensor.requires_grad_()
+        results = torch.ops.fastssl.siglip(x, y, None, None, **rules, gradient=True, backend=backend)
+        logits = 10 * unit(x) @ unit(y).T - 3
+        place = offset + torch.arange(9, device=device)[:, None]
+        label = torch.where(place == torch.arange(50, device=device), 1.0, -1.0)
+        truth = -0.5 * F.logsigmoid(label * logits).sum()
+        torch.testing.assert_close(results[0], truth)
+        for got, want in zip(torch.autograd.grad(results[0], (x, y)), torch.autograd.grad(truth, (x, y)), strict=True):
+            torch.testing.assert_close(got, want)
+        alone = torch.ops.fastssl.siglip(
+            x.detach(), y.detach(), None, None, **rules, gradient=False, backend=backend
+        )  # fmt: skip
+        torch.testing.assert_close(alone[0], truth.detach())
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_gradcheck(backend, device, normalize):
@@ -142,6 +208,9 @@ def test_gradcheck(backend, device, normalize):
         check(lambda a, c, t: functional.info_nce(a, c, index=index, temperature=t, **settings), q, bank, tau)
         check(lambda a, b, t: functional.clip(a, b, 1 / t, **settings), q, key, tau)
         check(lambda a, t: functional.clip(a, key.detach(), 1 / t, reduction="none", **settings), q, tau)
+        bias = torch.tensor(-0.5, dtype=torch.float64, device=device, requires_grad=True)
+        check(lambda a, b, t, c: functional.siglip(a, b, 1 / t, c, **settings), q, key, tau, bias)
+        check(lambda c: functional.siglip(q.detach(), key.detach(), 3.0, c, reduction="sum", **settings), bias)
         labels = torch.tensor([0, 1, 0, 1, 2], device=device)
         check(lambda c, t: functional.sup_con(c, labels, t, **settings), bank, tau)
         weights = (torch.rand(4, dtype=torch.float64, device=device), torch.rand(4, dtype=torch.float64, device=device))
@@ -176,22 +245,37 @@ def test_strides_and_guard_bands(backend, device, dtype):
         inputs = problem(50, 120, 33, dtype, device)
         before = [x.clone() for x in inputs]
         expected = with_gradients(functional.info_nce, inputs, wanted=(0,))
+        pairs = [
+            with_gradients(function, inputs[:2], *numbers, wanted=(0, 1))
+            for function, numbers in ((functional.clip, (10.0,)), (functional.siglip, (10.0, -5.0)))
+        ]
         q, key, bank = (in_guard_band(x) for x in inputs)
         q.requires_grad_()
         with poisoned_outputs():
             loss = functional.info_nce(q, key, bank)
             (gradient,) = torch.autograd.grad(loss, q)
+            key.requires_grad_()
+            losses = functional.clip(q, key, 10.0), functional.siglip(q, key, 10.0, -5.0)
+            both = [torch.autograd.grad(value, (q, key)) for value in losses]
         assert torch.equal(loss.detach(), expected[0]) and torch.equal(gradient, expected[1])
+        for value, gradients, wanted in zip(losses, both, pairs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip((value.detach(), *gradients), wanted, strict=True))
         assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
 
 
 def test_the_same_bits_on_any_number_of_threads():
     with serving("cpp", "cpu"):
         inputs = problem(120, 3000, 40, torch.float32, "cpu")
+        many = problem(1000, 1, 17, torch.float32, "cpu")[:2]
         results, threads = [], torch.get_num_threads()
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(with_gradients(functional.info_nce, inputs, wanted=(0,)))
+            results.append([
+                *with_gradients(functional.info_nce, inputs, wanted=(0,)),
+                *with_gradients(functional.clip, many, 10.0, wanted=(0, 1)),
+                *with_gradients(functional.clip, many, 100.0, wanted=(0, 1)),
+                *with_gradients(functional.siglip, many, 10.0, -5.0, wanted=(0, 1)),
+            ])  # fmt: skip
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
 
@@ -205,6 +289,13 @@ def test_nan_in_nan_out(backend, device):
             loss, gradient = with_gradients(functional.info_nce, inputs, wanted=(0,))
             assert loss.isnan()
             assert gradient.isnan().any(1).tolist() == ([True] * 5 if which == 2 else [i == 2 for i in range(5)])
+            if which < 2:
+                for scale in (10.0, 100.0):
+                    loss, *gradients = with_gradients(functional.clip, inputs[:2], scale, wanted=(0, 1))
+                    assert loss.isnan() and all(gradient.isnan().any(1).all() for gradient in gradients)
+                loss, *gradients = with_gradients(functional.siglip, inputs[:2], 10.0, -5.0, wanted=(0, 1))
+                assert loss.isnan() and gradients[1 - which].isnan().any(1).all()
+                assert gradients[which].isnan().any(1).tolist() == [i == 2 for i in range(5)]
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -221,6 +312,7 @@ def test_degenerate_rows_stay_finite(backend, device, dtype):
             for loss, gradient in (
                 with_gradients(functional.info_nce, (q, key, bank), wanted=(0,), temperature=0.07),
                 with_gradients(functional.clip, (q, key), 100.0, wanted=(0,)),
+                with_gradients(functional.siglip, (q, key), 100.0, -10.0, wanted=(0,)),
                 with_gradients(functional.dcl, (q, key), 0.07, wanted=(0,)),
                 with_gradients(functional.sup_con, (q,), torch.arange(len(q), device=device), 0.07, wanted=(0,)),
                 with_gradients(functional.sup_con, (q,), torch.zeros(len(q), dtype=torch.int64, device=device), 0.07,
@@ -251,6 +343,7 @@ def test_compiles_without_a_graph_break():
     for function in (
         lambda q: functional.info_nce(q, key, bank), lambda q: functional.info_nce(q, key),
         lambda q: functional.clip(q, key, 10.0), lambda q: functional.sup_con(q, labels),
+        lambda q: functional.siglip(q, key, 10.0, -10.0),
         lambda q: functional.dcl(q, key),
     ):  # fmt: skip
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -268,6 +361,10 @@ def test_opcheck():
     for arguments in ((q, bank, key, scale), (q, bank, None, scale)):
         torch.library.opcheck(operators.info_nce, arguments, {**settings, "row_offset": 1}, test_utils=utils)
     torch.library.opcheck(operators.clip, (q, key.requires_grad_(), None), settings, test_utils=utils)
+    bias = torch.tensor(-1.0, requires_grad=True)
+    settings |= {"bias": 0.5, "row_offset": 1}
+    for numbers in ((None, None), (scale, bias)):
+        torch.library.opcheck(operators.siglip, (q, bank.requires_grad_(), *numbers), settings, test_utils=utils)
 
 
 def test_second_derivatives_raise_and_frozen_inputs_are_refused():
@@ -307,6 +404,12 @@ A, B = torch.zeros(3, 4), torch.zeros(5, 4)
         (lambda: functional.clip(A, B), "image and text must have the same shape"),
         (lambda: functional.clip(A, A, -1.0), "clip: logit_scale must be"),
         (lambda: functional.clip(A, A, torch.zeros(2)), "logit_scale must"),
+        (lambda: functional.siglip(A, B), "image and text must have the same shape"),
+        (lambda: functional.siglip(A, A, 0.0), "siglip: logit_scale must be"),
+        (lambda: functional.siglip(A, A, 1.0, float("nan")), "siglip: logit_bias must be finite, got nan"),
+        (lambda: functional.siglip(A, A, 1.0, "-10"), "siglip: logit_bias must be a number, got str"),
+        (lambda: functional.siglip(A, A, 1.0, torch.zeros(2)), "logit_bias must"),
+        (lambda: functional.siglip(A, A, reduction="none"), "siglip: reduction must be"),
         (lambda: functional.sup_con(A), "labels must be given for z"),
         (lambda: functional.sup_con(A, torch.zeros(3)), "labels must be an int64 tensor"),
         (lambda: functional.sup_con(A[None], torch.zeros(3, dtype=torch.int64)), r"labels must have shape \(1,\)"),
@@ -326,7 +429,11 @@ def test_backends_agree_with_each_other():
     results = []
     for backend in ("reference", "chunked", "cpp"):
         with fastssl.backend(backend):
-            results.append(with_gradients(functional.info_nce, (q, key, bank), wanted=(0,)))
+            results.append([
+                *with_gradients(functional.info_nce, (q, key, bank), wanted=(0,)),
+                *with_gradients(functional.clip, (q, key), 50.0, wanted=(0, 1)),
+                *with_gradients(functional.siglip, (q, key), 50.0, -9.0, wanted=(0, 1)),
+            ])  # fmt: skip
     for result in results[1:]:
         for got, want in zip(result, results[0], strict=True):
             torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

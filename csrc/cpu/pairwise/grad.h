@@ -1,10 +1,9 @@
-// The gradient for the rows: each block of G = d loss / d x is formed from recomputed similarities and
-// multiplied into the gradient at once. dq^ = s G k^; where rows and columns are the same, G^T is multiplied
-// from the same block.
+// The gradient: each block of G = d loss / d x is formed from recomputed similarities and multiplied into the
+// gradient at once.
 #pragma once
 
 #include "kept.h"
-#include "pass.h"
+#include "products.h"
 
 namespace fastssl {
 namespace FASTSSL_ISA {
@@ -55,40 +54,38 @@ class Gradient {
   using Ints = typename P::Ints;
   using Weights = typename P::Weights;
 
-  // kept: exponentials that need not be computed again, or null.
-  Gradient(const Pass<P>& pass, const GradTerms& row, const GradTerms& col, const Kept<P>* kept, int threads,
-           Arena& arena)
+  // mutual: both sides want their gradient. kept: what need not be computed again, or null.
+  Gradient(const Pass<P>& pass, const GradTerms& row, const GradTerms& col, bool mutual, const Kept<P>* kept,
+           int threads, Arena& arena)
       : pass_(pass),
         kept_(kept),
-        tournament_(pass.q.blocks, threads, arena),
+        mutual_(mutual),
+        tournament_(pass.places(mutual), threads, arena),
         rectangle_(pass.q.blocks, pass.k.blocks),
-        parts_(pass.problem.symmetric ? 1 : rectangle_.chunks),
-        stride_(pass.q.row_stride),
         row_(row, pass.problem.rows, pass.q.padded, pass.fixed_shift, arena),
         col_(pass.problem.symmetric
                  ? row_
                  : Terms<P>(col, pass.problem.cols, pass.k.padded, pass.fixed_shift, arena)),
         weights_(arena.take<Weights>(threads)),
-        grad_(arena.take<Real>(parts_ * pass.q.padded * stride_)),
-        scale_terms_(arena.take<double>(pass.problem.rows)) {}
+        products_(pass, mutual, mutual ? 1 : rectangle_.chunks, 1, arena) {}
 
   // Before accumulate(), for each block of rows and of columns. The terms' log-sums must be there.
   void prepare_rows(std::int64_t b) const { row_.prepare(b, pass_.shift * kLn2); }  // as rounded in the tiles
   void prepare_cols(std::int64_t b) const {
     if (!pass_.problem.symmetric) col_.prepare(b, pass_.shift * kLn2);
   }
-  void reset(std::int64_t b) const {
-    tournament_.reset(b);
-    for (std::int64_t part = 0; part < parts_; ++part) {
-      __builtin_memset(grad_block(part, b), 0, static_cast<std::size_t>(kBlock * stride_) * sizeof(Real));
-    }
+  // For each place.
+  void reset(std::int64_t place) const {
+    tournament_.reset(place);
+    products_.reset(place);
   }
 
   void accumulate(Team& team) const {
     const Mask<P> mask = pass_.mask();
     Weights& w = weights_[team.thread()];
-    if (pass_.problem.symmetric) {
-      tournament_.play(team, [&](std::int64_t a, std::int64_t b) { block(mask, w, a, b, 0, a != b); });
+    if (mutual_) {
+      pass_.play(tournament_, team,
+                 [&](std::int64_t a, std::int64_t b, bool cols_too) { block(mask, w, a, b, 0, cols_too); });
     } else {
       rectangle_.run(team, [&](std::int64_t a, std::int64_t part, std::int64_t b0, std::int64_t b1) {
         for (std::int64_t b = b0; b < b1; ++b) block(mask, w, a, b, part, false);
@@ -96,49 +93,10 @@ class Gradient {
     }
   }
 
-  // After accumulate(): adds up the parts of block b's rows, goes back through the normalisation and writes
-  // dq.
-  void finish(std::int64_t b, Real* scratch, const Rows& dq) const {
-    const PairwiseProblem& p = pass_.problem;
-    const std::int64_t dim = p.dim, padded_dim = round_up(dim, P::kCols);
-    const std::int64_t end = (b + 1) * kBlock < p.rows ? (b + 1) * kBlock : p.rows;
-    const Real clamped = 1 / Operand<P>::kSmallestNorm;
-    const Real scale = static_cast<Real>(p.scale);
-    for (std::int64_t i = b * kBlock; i < end; ++i) {
-      Real* unit = scratch;  // q^_i from the input: not rounded to bfloat16
-      Real* grad = grad_ + i * stride_;
-      const Real inverse = pass_.q.read_normalised(i, unit);
-      for (std::int64_t part = 1; part < parts_; ++part) {
-        const Real* more = grad + part * pass_.q.padded * stride_;
-        for (std::int64_t d = 0; d < padded_dim; d += P::kLanes)
-          P::store(grad + d, P::load(grad + d) + P::load(more + d));
-      }
-      Vec along{};
-      for (std::int64_t d = 0; d < padded_dim; d += P::kLanes) along += P::load(grad + d) * P::load(unit + d);
-      const Real dot = P::sum(along);
-      scale_terms_[i] = dot;
-      // A norm below the smallest is a constant, as in torch.nn.functional.normalize: nothing to project out.
-      const Real projected = p.normalize && inverse != clamped ? dot : 0;
-      const Real factor = p.normalize ? scale * inverse : scale;
-      for (std::int64_t d = 0; d < padded_dim; d += P::kLanes) {
-        P::store(grad + d, (P::load(grad + d) - P::load(unit + d) * projected) * factor);
-      }
-      write_row(p.dtype, grad, dim, dq.row(i, p.dtype));
-    }
-  }
-
-  // After finish(): the derivative with respect to s, added up in the order of the rows.
-  Real scale_gradient() const {
-    double sum = 0;
-    for (std::int64_t i = 0; i < pass_.problem.rows; ++i) sum += scale_terms_[i];
-    return static_cast<Real>(sum);
-  }
+  // After accumulate(): finish() for each place, and the derivative with respect to s.
+  const Products<P>& products() const { return products_; }
 
  private:
-  Real* grad_block(std::int64_t part, std::int64_t b) const {
-    return grad_ + (part * pass_.q.padded + b * kBlock) * stride_;
-  }
-
   void block(const Mask<P>& mask, Weights& w, std::int64_t a, std::int64_t b, std::int64_t part,
              bool cols_too) const {
     const PairwiseProblem& p = pass_.problem;
@@ -147,49 +105,29 @@ class Gradient {
     for (int j = 0; j < width; j += P::kCols) {
       for (int i = 0; i < height; i += P::kRows) {
         const bool masked = mask.touches(a * kBlock + i, b * kBlock + j);
-        if (kept != nullptr) {
-          const Real* tile = Kept<P>::tile(kept, i, j);
-          masked ? weights_tile<From::kKept, true>(mask, w, a, b, i, j, tile, cols_too)
-                 : weights_tile<From::kKept, false>(mask, w, a, b, i, j, tile, cols_too);
-        } else if (pass_.fixed_shift) {
-          masked ? weights_tile<From::kFixed, true>(mask, w, a, b, i, j, nullptr, cols_too)
-                 : weights_tile<From::kFixed, false>(mask, w, a, b, i, j, nullptr, cols_too);
+        if (pass_.fixed_shift) {
+          masked ? weights_tile<true, true>(mask, w, a, b, i, j, kept, cols_too)
+                 : weights_tile<true, false>(mask, w, a, b, i, j, kept, cols_too);
         } else {
-          masked ? weights_tile<From::kOnline, true>(mask, w, a, b, i, j, nullptr, cols_too)
-                 : weights_tile<From::kOnline, false>(mask, w, a, b, i, j, nullptr, cols_too);
+          masked ? weights_tile<false, true>(mask, w, a, b, i, j, kept, cols_too)
+                 : weights_tile<false, false>(mask, w, a, b, i, j, kept, cols_too);
         }
       }
     }
-    // G_a += W Z_b and G_b += W^T Z_a. A tile's rows of W stay in L1 while Z streams from L2: the other order
-    // is 4 % slower.
-    const std::int64_t z_stride = pass_.k.row_stride;
-    Real* grad_a = grad_block(part, a);
-    const auto* z_b = pass_.k.block_rows(b);
-    for (int i = 0; i < height; i += P::kRows) {
-      multiply_strip<P, Weights::kRowStride, Weights::kRowStep>(grad_a + i * stride_, stride_, w.rows(i), z_b,
-                                                                z_stride, width / P::kFold, p.dim);
-    }
-    if (!cols_too) return;
-    const int col_height = tiles_extent(b, p.cols, P::kRows);
-    Real* grad_b = grad_block(part, b);
-    const auto* z_a = pass_.q.block_rows(a);
-    for (int j = 0; j < col_height; j += P::kRows) {
-      multiply_strip<P, Weights::kColStride, Weights::kColStep>(grad_b + j * stride_, stride_, w.cols(j), z_a,
-                                                                z_stride, height / P::kFold, p.dim);
-    }
+    products_.add(w, a, b, part, cols_too);
   }
 
-  // Where a tile's exponentials come from: left by the log-sums, or recomputed with either shift.
-  enum class From { kKept, kFixed, kOnline };
-
-  template <From kFrom, bool kMasked>
+  template <bool kFixed, bool kMasked>
   __attribute__((noinline)) void weights_tile(const Mask<P>& mask, Weights& w, std::int64_t a, std::int64_t b,
-                                              int i, int j, const Real* kept, bool cols_too) const {
+                                              int i, int j, Real* kept, bool cols_too) const {
     const std::int64_t row = a * kBlock + i, col = b * kBlock + j;
     Tile<P> g;
-    clear<P>(g);
-    if (kFrom != From::kKept)
+    if (kept != nullptr) {
+      Kept<P>::load_tile(kept, i, j, g);
+    } else {
+      clear<P>(g);
       multiply<P, 1, kBlock>(g, pass_.q.block(a) + i, pass_.k.block(b) + j, kBlock, pass_.k.steps);
+    }
     FASTSSL_UNROLL
     for (int r = 0; r < P::kRows; ++r) {
       Ints in_sum[P::kVectors], matched[P::kVectors];
@@ -198,14 +136,13 @@ class Gradient {
       for (int v = 0; v < P::kVectors; ++v) {
         const std::int64_t at = col + v * P::kLanes;
         Vec weight;
-        if (kFrom == From::kOnline) {
+        if (kFixed) {
+          const Vec e = kept != nullptr ? g[r][v] : P::exp2(pass_.exponent(g[r][v], pass_.shift));
+          weight = e * (P::load(col_.factor + at) + row_.factor[row + r]);
+        } else {
           weight =
               P::exp2_any(pass_.exponent(g[r][v], row_.log2_sum[row + r])) * row_.factor[row + r] +
               P::exp2_any(pass_.exponent(g[r][v], P::load(col_.log2_sum + at))) * P::load(col_.factor + at);
-        } else {
-          const Vec e = kFrom == From::kKept ? P::load(kept + (r * P::kVectors + v) * P::kLanes)
-                                             : P::exp2(pass_.exponent(g[r][v], pass_.shift));
-          weight = e * (P::load(col_.factor + at) + row_.factor[row + r]);
         }
         if (kMasked) {
           // Folded in here, before bfloat16 weights are rounded: near a positive the two nearly cancel.
@@ -220,14 +157,12 @@ class Gradient {
 
   const Pass<P>& pass_;
   const Kept<P>* kept_;
+  bool mutual_;
   Tournament tournament_;
   Rectangle rectangle_;
-  std::int64_t parts_;
-  std::int64_t stride_;
   Terms<P> row_, col_;
-  Weights* weights_;     // [threads]
-  Real* grad_;           // [parts][padded rows][stride]: sum_j G_ij k^_j
-  double* scale_terms_;  // [rows]: sum_j G_ij c_ij
+  Weights* weights_;  // [threads]
+  Products<P> products_;
 };
 
 }  // namespace pairwise

@@ -1,15 +1,15 @@
-// Exponentials that the log-sums leave for the gradient, so that it need not compute them again.
+// What the log-sums leave for the gradient, so that it need not compute it again.
 #pragma once
 
-#include "cpu/pack.h"
+#include "pass.h"
 
 namespace fastssl {
 namespace FASTSSL_ISA {
 namespace pairwise {
 
-// exp(x - |s|), 0 outside of the log-sum, of as many pairs of blocks as fit into what everything else leaves
-// of kBytes: all of a small problem, a few of a large one, none of a huge one. Reading a number back costs
-// less than the `dim` multiply-adds that made it.
+// Of as many pairs of blocks as fit into what everything else leaves of kBytes (all of a small problem, a few
+// of a large one, none of a huge one): exp(x - |s|), 0 outside of the log-sum, or with a running maximum the
+// similarities c. Reading a number back costs less than the `dim` multiply-adds that made it.
 template <class P>
 class Kept {
  public:
@@ -18,28 +18,47 @@ class Kept {
   static constexpr std::int64_t kBytes = std::int64_t{32} << 20;
 
   // The last to take from the arena.
-  Kept(std::int64_t blocks, Arena& arena) : blocks_(blocks) {
+  Kept(const Pass<P>& pass, Arena& arena) : shared_(pass.shared), rows_(pass.q.blocks), cols_(pass.k.blocks) {
     const std::int64_t left = kBytes - static_cast<std::int64_t>(arena.used());
     const std::int64_t fit = left < 0 ? 0 : left / (kBlockSize * static_cast<std::int64_t>(sizeof(Real)));
-    const std::int64_t pairs = blocks * (blocks + 1) / 2;
+    const std::int64_t pairs = shared_ ? rows_ * (rows_ + 1) / 2 : rows_ * cols_;
     count_ = pairs < fit ? pairs : fit;
     data_ = arena.take<Real>(count_ * kBlockSize);
   }
 
-  // Where the pair a <= b stands, or null. Pairs that are close to each other come first: every round of a
-  // tournament has as many of them, and so as much less to do.
+  // Where the pair stands, a <= b where rows are columns, or null. Pairs that are close to each other come
+  // first: every round of a tournament has as many of them, and so as much less to do.
   Real* block(std::int64_t a, std::int64_t b) const {
-    const std::int64_t distance = b - a, at = distance * blocks_ - distance * (distance - 1) / 2 + a;
+    const std::int64_t distance = shared_ ? b - a : (b + rows_ * cols_ - a) % cols_;
+    const std::int64_t at = a + distance * rows_ - (shared_ ? distance * (distance - 1) / 2 : 0);
     return at < count_ ? data_ + at * kBlockSize : nullptr;
   }
 
   // The tile at (i, j) of a block: kRows x kCols numbers.
   static FASTSSL_INLINE Real* tile(Real* block, int i, int j) { return block + j * kBlock + i * P::kCols; }
 
+  static FASTSSL_INLINE void load_tile(Real* block, int i, int j, Tile<P>& out) {
+    const Real* from = tile(block, i, j);
+    FASTSSL_UNROLL
+    for (int r = 0; r < P::kRows; ++r) {
+      FASTSSL_UNROLL
+      for (int v = 0; v < P::kVectors; ++v) out[r][v] = P::load(from + (r * P::kVectors + v) * P::kLanes);
+    }
+  }
+  static FASTSSL_INLINE void store_tile(Real* block, int i, int j, const Tile<P>& values) {
+    Real* to = tile(block, i, j);
+    FASTSSL_UNROLL
+    for (int r = 0; r < P::kRows; ++r) {
+      FASTSSL_UNROLL
+      for (int v = 0; v < P::kVectors; ++v) P::store(to + (r * P::kVectors + v) * P::kLanes, values[r][v]);
+    }
+  }
+
  private:
   static constexpr std::int64_t kBlockSize = std::int64_t{kBlock} * kBlock;
 
-  std::int64_t blocks_, count_;
+  bool shared_;
+  std::int64_t rows_, cols_, count_;
   Real* data_;
 };
 

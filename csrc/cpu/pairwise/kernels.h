@@ -7,6 +7,7 @@
 #include "cpu/launch.h"
 #include "forward.h"
 #include "grad.h"
+#include "sigmoid.h"
 
 namespace fastssl {
 namespace FASTSSL_ISA {
@@ -17,20 +18,34 @@ class LogsumexpKernels {
  public:
   using Real = typename P::Real;
 
-  LogsumexpKernels(const PairwiseProblem& p, int threads, Arena& arena)
-      : pass_(p, threads, /*with_rows=*/false, arena), sums_(pass_, nullptr, threads, arena) {}
+  LogsumexpKernels(const PairwiseProblem& p, int threads, Arena& arena, bool columns_too)
+      : pass_(p, threads, Multiplied::kNone, arena),
+        mutual_(columns_too || p.symmetric),
+        sums_(pass_, mutual_, nullptr, threads, arena),
+        unused_(columns_too ? arena.take<Real>(threads * kBlock) : nullptr) {}
 
   void run(Team& team, const LogsumexpOutputs& out) const {
-    pass_.prepare(team, [&](std::int64_t b) { sums_.reset(b); }, [](std::int64_t) {});
+    const auto reset = [&](std::int64_t place) { sums_.reset(place); };
+    pass_.prepare(team, reset, [&](std::int64_t b) {
+      if (mutual_ && !pass_.shared) reset(pass_.first_col_place() + b);
+    });
     sums_.accumulate(team);
-    team.for_each(pass_.q.blocks, [&](std::int64_t b) {
-      sums_.finish(b, static_cast<Real*>(out.row_lse), static_cast<Real*>(out.positive));
+    team.for_each(pass_.places(mutual_), [&](std::int64_t place) {
+      const std::int64_t first = pass_.block_at(place) * kBlock;
+      if (pass_.is_row(place)) {
+        sums_.finish(place, static_cast<Real*>(out.row_lse) + first,
+                     static_cast<Real*>(out.positive) + first);
+      } else {
+        sums_.finish(place, static_cast<Real*>(out.col_lse) + first, unused_ + team.thread() * kBlock);
+      }
     });
   }
 
  private:
   Pass<P> pass_;
+  bool mutual_;
   LogSums<P> sums_;
+  Real* unused_;  // [threads][kBlock]: the positives' logits once more
 };
 
 template <class P>
@@ -39,7 +54,8 @@ class GradKernels {
   using Real = typename P::Real;
 
   GradKernels(const PairwiseProblem& p, int threads, Arena& arena, const GradTerms& row, const GradTerms& col)
-      : pass_(p, threads, /*with_rows=*/true, arena), gradient_(pass_, row, col, nullptr, threads, arena) {}
+      : pass_(p, threads, Multiplied::kColumns, arena),
+        gradient_(pass_, row, col, p.symmetric, nullptr, threads, arena) {}
 
   void run(Team& team, const GradOutputs& out) const {
     const auto prepare_rows = [&](std::int64_t b) {
@@ -49,8 +65,9 @@ class GradKernels {
     pass_.prepare(team, prepare_rows, [&](std::int64_t b) { gradient_.prepare_cols(b); });
     gradient_.accumulate(team);
     const Rows dq{{static_cast<char*>(out.dq), nullptr}, {pass_.problem.dim, 0}};
-    team.for_each(pass_.q.blocks, [&](std::int64_t b) { gradient_.finish(b, pass_.scratch_of(team), dq); });
-    if (team.thread() == 0) *static_cast<Real*>(out.dscale) = gradient_.scale_gradient();
+    const Products<P>& products = gradient_.products();
+    team.for_each(pass_.q.blocks, [&](std::int64_t b) { products.finish(b, pass_.scratch_of(team), dq); });
+    if (team.thread() == 0) *static_cast<Real*>(out.dscale) = products.scale_gradient();
   }
 
  private:
@@ -58,62 +75,110 @@ class GradKernels {
   Gradient<P> gradient_;
 };
 
-// Rows among themselves: packed once, log-sums, then the gradient with the same weight for every row.
+// Where the gradients of both sides go: of rows among themselves, one matrix or two that take turns; else one
+// for each side.
+template <class P, class Outputs>
+void finish_both(const Pass<P>& pass, Team& team, const Products<P>& products, const Outputs& out) {
+  const std::int64_t dim = pass.problem.dim;
+  char *dq = static_cast<char*>(out.dq), *other = static_cast<char*>(out.dq_other);
+  const Rows rows = pass.shared ? Rows{{dq, other}, {dim, dim}} : Rows{{dq, nullptr}, {dim, 0}};
+  const Rows cols{{other, nullptr}, {dim, 0}};
+  team.for_each(pass.places(true), [&](std::int64_t place) {
+    products.finish(place, pass.scratch_of(team), pass.is_row(place) ? rows : cols);
+  });
+}
+
+// Both sides of all pairs: packed once, log-sums, then the gradient with the same weight for every log-sum.
 template <class P>
 class LossKernels {
  public:
   using Real = typename P::Real;
 
   LossKernels(const PairwiseProblem& p, int threads, Arena& arena, double weight)
-      : pass_(p, threads, /*with_rows=*/true, arena),
+      : pass_(p, threads, Multiplied::kBoth, arena),
         weight_(weight),
-        row_lse_(arena.take<Real>(p.rows)),
-        positive_(arena.take<Real>(p.rows)),
-        lse_weight_(arena.take<Real>(p.rows)),
-        positive_weight_(arena.take<Real>(p.rows)),
+        count_(pass_.places(true) * kBlock),
+        row_lse_(arena.take<Real>(count_)),
+        positive_(arena.take<Real>(count_)),
+        lse_weight_(arena.take<Real>(count_)),
+        positive_weight_(arena.take<Real>(count_)),
         terms_{row_lse_, lse_weight_, positive_weight_},
-        sums_(pass_, pass_.fixed_shift ? &kept_ : nullptr, threads, arena),
-        gradient_(pass_, terms_, terms_, pass_.fixed_shift ? &kept_ : nullptr, threads, arena),
-        kept_(pass_.fixed_shift ? pass_.q.blocks : 0, arena) {}
+        col_terms_{row_lse_ + first_col(), lse_weight_ + first_col(), positive_weight_ + first_col()},
+        sums_(pass_, /*mutual=*/true, &kept_, threads, arena),
+        gradient_(pass_, terms_, col_terms_, /*mutual=*/true, &kept_, threads, arena),
+        kept_(pass_, arena) {}
 
   void run(Team& team, const LossOutputs& out) const {
-    const auto reset = [&](std::int64_t b) {
-      sums_.reset(b);
-      gradient_.reset(b);
+    const auto reset = [&](std::int64_t place) {
+      sums_.reset(place);
+      gradient_.reset(place);
     };
-    pass_.prepare(team, reset, [](std::int64_t) {});
+    pass_.prepare(team, reset, [&](std::int64_t b) {
+      if (!pass_.shared) reset(pass_.first_col_place() + b);
+    });
     sums_.accumulate(team);
-    team.for_each(pass_.q.blocks, [&](std::int64_t b) {
-      sums_.finish(b, row_lse_, positive_);
-      const std::int64_t end = (b + 1) * kBlock < pass_.problem.rows ? (b + 1) * kBlock : pass_.problem.rows;
-      for (std::int64_t i = b * kBlock; i < end; ++i) {
+    team.for_each(pass_.places(true), [&](std::int64_t place) {
+      const std::int64_t first = place * kBlock;
+      sums_.finish(place, row_lse_ + first, positive_ + first);
+      for (std::int64_t i = first; i < first + pass_.valid_at(place); ++i) {
         lse_weight_[i] = static_cast<Real>(weight_);
         positive_weight_[i] = -lse_weight_[i];
       }
-      gradient_.prepare_rows(b);
-      gradient_.prepare_cols(b);
+      if (pass_.is_row(place)) gradient_.prepare_rows(place);
+      if (pass_.shared || !pass_.is_row(place)) gradient_.prepare_cols(pass_.block_at(place));
     });
     gradient_.accumulate(team);
-    const std::int64_t dim = pass_.problem.dim;
-    const Rows dq{{static_cast<char*>(out.dq), static_cast<char*>(out.dq_other)}, {dim, dim}};
-    team.for_each(pass_.q.blocks, [&](std::int64_t b) { gradient_.finish(b, pass_.scratch_of(team), dq); });
+    finish_both(pass_, team, gradient_.products(), out);
     if (team.thread() != 0) return;
     double loss = 0;
-    for (std::int64_t i = 0; i < pass_.problem.rows; ++i)
-      loss += static_cast<double>(row_lse_[i]) - static_cast<double>(positive_[i]);
+    for (std::int64_t place = 0; place < pass_.places(true); ++place) {
+      const std::int64_t first = place * kBlock;
+      for (std::int64_t i = first; i < first + pass_.valid_at(place); ++i)
+        loss += static_cast<double>(row_lse_[i]) - static_cast<double>(positive_[i]);
+    }
     *static_cast<Real*>(out.loss) = static_cast<Real>(weight_ * loss);
-    // As a row and as a column, every pair was counted twice.
-    *static_cast<Real*>(out.dscale) = gradient_.scale_gradient() / 2;
+    // Among themselves every pair was counted twice, as a row and as a column.
+    *static_cast<Real*>(out.dscale) = gradient_.products().scale_gradient() / (pass_.shared ? 2 : 1);
+  }
+
+ private:
+  std::int64_t first_col() const { return pass_.first_col_place() * kBlock; }
+
+  Pass<P> pass_;
+  double weight_;
+  std::int64_t count_;                                          // rows of all places
+  Real *row_lse_, *positive_, *lse_weight_, *positive_weight_;  // [count]
+  GradTerms terms_, col_terms_;
+  LogSums<P> sums_;
+  Gradient<P> gradient_;
+  Kept<P> kept_;
+};
+
+template <class P>
+class SigmoidKernels {
+ public:
+  using Real = typename P::Real;
+
+  SigmoidKernels(const PairwiseProblem& p, int threads, Arena& arena, double bias, double weight,
+                 bool gradient)
+      : pass_(p, threads, gradient ? Multiplied::kBoth : Multiplied::kNone, arena),
+        sigmoid_(pass_, bias, weight, gradient, threads, arena) {}
+
+  void run(Team& team, const SigmoidOutputs& out) const {
+    const auto reset = [&](std::int64_t place) { sigmoid_.reset(place); };
+    pass_.prepare(team, reset, [&](std::int64_t b) { reset(pass_.first_col_place() + b); });
+    sigmoid_.accumulate(team);
+    if (out.dq != nullptr) finish_both(pass_, team, sigmoid_.products(), out);
+    if (team.thread() != 0) return;
+    *static_cast<Real*>(out.loss) = sigmoid_.loss();
+    if (out.dq == nullptr) return;
+    *static_cast<Real*>(out.dscale) = sigmoid_.products().scale_gradient();
+    *static_cast<Real*>(out.dbias) = sigmoid_.bias_gradient();
   }
 
  private:
   Pass<P> pass_;
-  double weight_;
-  Real *row_lse_, *positive_, *lse_weight_, *positive_weight_;  // [rows]
-  GradTerms terms_;
-  LogSums<P> sums_;
-  Gradient<P> gradient_;
-  Kept<P> kept_;
+  Sigmoid<P> sigmoid_;
 };
 
 template <class P>
@@ -122,7 +187,7 @@ class BankKernels {
   using Real = typename P::Real;
 
   BankKernels(const PairwiseProblem& p, int threads, Arena& arena, double weight)
-      : pass_(p, threads, /*with_rows=*/true, arena, /*packs_columns=*/!Bank<P>::streams(p)),
+      : pass_(p, threads, Multiplied::kColumns, arena, /*packs_columns=*/!Bank<P>::streams(p)),
         bank_(pass_, weight, threads, arena) {}
 
   void run(Team& team, const BankOutputs& out) const {
@@ -151,7 +216,7 @@ void run(const PairwiseProblem& p, const Outputs& out, const Arguments&... argum
 
 template <class P>
 void logsumexp(const PairwiseProblem& p, const LogsumexpOutputs& out) {
-  run<LogsumexpKernels<P>>(p, out);
+  run<LogsumexpKernels<P>>(p, out, out.col_lse != nullptr);
 }
 
 template <class P>
@@ -169,12 +234,19 @@ void bank(const PairwiseProblem& p, double weight, const BankOutputs& out) {
   run<BankKernels<P>>(p, out, weight);
 }
 
+template <class P>
+void sigmoid(const PairwiseProblem& p, double bias, double weight, const SigmoidOutputs& out) {
+  run<SigmoidKernels<P>>(p, out, bias, weight, out.dq != nullptr);
+}
+
+template <class P>
+PairwiseProducts with_product() {
+  return {logsumexp<P>, grad<P>, loss<P>, bank<P>, sigmoid<P>};
+}
+
 template <class I>
 PairwiseKernels plain_kernels() {
-  using F = PlainProduct<I, float>;
-  using D = PlainProduct<I, double>;
-  return {logsumexp<F>, logsumexp<D>, nullptr, grad<F>, grad<D>, nullptr,
-          loss<F>,      loss<D>,      nullptr, bank<F>, bank<D>, nullptr};
+  return {with_product<PlainProduct<I, float>>(), with_product<PlainProduct<I, double>>(), {}};
 }
 
 }  // namespace pairwise

@@ -15,13 +15,7 @@ namespace {
 PairwiseKernels make_kernels() {
   PairwiseKernels kernels = FASTSSL_BEST_OF(pairwise_kernels);
 #ifdef FASTSSL_HAVE_AVX512_BF16
-  if (select_isa() == Isa::kAvx512Bf16) {
-    const PairwiseKernels bf16 = avx512_bf16::pairwise_kernels();
-    kernels.logsumexp_bfloat16 = bf16.logsumexp_bfloat16;
-    kernels.grad_bfloat16 = bf16.grad_bfloat16;
-    kernels.loss_bfloat16 = bf16.loss_bfloat16;
-    kernels.bank_bfloat16 = bf16.bank_bfloat16;
-  }
+  if (select_isa() == Isa::kAvx512Bf16) kernels.bfloat16 = avx512_bf16::pairwise_kernels().bfloat16;
 #endif
   return kernels;
 }
@@ -78,18 +72,18 @@ void check_and_complete(PairwiseProblem& p, DenseKeys& keys) {
   }
 }
 
-template <class Kernel>
-Kernel pick(const PairwiseProblem& p, bool allow_bfloat16_product, Kernel float32, Kernel float64,
-            Kernel bfloat16) {
+const PairwiseProducts& pick(const PairwiseProblem& p, bool allow_bfloat16_product) {
+  const PairwiseKernels& all = kernels();
+  const bool has_bfloat16 = all.bfloat16.logsumexp != nullptr;
   switch (p.dtype) {
     case DType::kFloat64:
-      return float64;
+      return all.float64;
     case DType::kBFloat16:
-      return bfloat16 != nullptr ? bfloat16 : float32;
+      return has_bfloat16 ? all.bfloat16 : all.float32;
     case DType::kFloat32:
-      return allow_bfloat16_product && bfloat16 != nullptr ? bfloat16 : float32;
+      return allow_bfloat16_product && has_bfloat16 ? all.bfloat16 : all.float32;
     case DType::kFloat16:
-      return float32;
+      return all.float32;
   }
   throw std::invalid_argument("pairwise: unknown dtype");
 }
@@ -97,11 +91,13 @@ Kernel pick(const PairwiseProblem& p, bool allow_bfloat16_product, Kernel float3
 // The loss without gradients.
 template <class Real>
 void sum_losses(const PairwiseProblem& p, LogsumexpKernel kernel, double weight, void* loss) {
-  std::vector<Real> row_lse(p.rows), positive(p.rows);
-  kernel(p, {row_lse.data(), positive.data()});
+  const bool two_sides = p.k != nullptr;
+  std::vector<Real> row_lse(p.rows), positive(p.rows), col_lse(two_sides ? p.cols : 0);
+  kernel(p, {row_lse.data(), positive.data(), two_sides ? col_lse.data() : nullptr});
   double sum = 0;
-  for (std::int64_t i = 0; i < p.rows; ++i)
-    sum += static_cast<double>(row_lse[i]) - static_cast<double>(positive[i]);
+  for (Real lse : row_lse) sum += static_cast<double>(lse);
+  for (Real lse : col_lse) sum += static_cast<double>(lse);
+  for (Real logit : positive) sum -= (two_sides ? 2 : 1) * static_cast<double>(logit);
   *static_cast<Real*>(loss) = static_cast<Real>(weight * sum);
 }
 
@@ -112,9 +108,8 @@ void pairwise_logsumexp(PairwiseProblem p, bool allow_bfloat16_product, const Lo
   check_and_complete(p, keys);
   require(outputs.row_lse != nullptr && outputs.positive != nullptr,
           "pairwise_logsumexp: outputs must not be null");
-  const PairwiseKernels& all = kernels();
-  pick(p, allow_bfloat16_product, all.logsumexp_float32, all.logsumexp_float64, all.logsumexp_bfloat16)(
-      p, outputs);
+  require(outputs.col_lse == nullptr || p.k != nullptr, "pairwise_logsumexp: col_lse needs k");
+  pick(p, allow_bfloat16_product).logsumexp(p, outputs);
 }
 
 void pairwise_logsumexp_grad(PairwiseProblem p, bool allow_bfloat16_product, const GradTerms& row,
@@ -132,27 +127,27 @@ void pairwise_logsumexp_grad(PairwiseProblem p, bool allow_bfloat16_product, con
       columns.positive_weight != row.positive_weight) {
     p.symmetric = false;  // W and its transpose would differ
   }
-  const PairwiseKernels& all = kernels();
-  pick(p, allow_bfloat16_product, all.grad_float32, all.grad_float64, all.grad_bfloat16)(p, row, columns,
-                                                                                         outputs);
+  pick(p, allow_bfloat16_product).grad(p, row, columns, outputs);
 }
 
 void pairwise_loss(PairwiseProblem p, bool allow_bfloat16_product, double weight,
                    const LossOutputs& outputs) {
   DenseKeys keys;
   check_and_complete(p, keys);
-  require(p.symmetric, "pairwise_loss: the columns must be the rows");
+  require(p.symmetric || (p.k != nullptr && p.positives != Positives::kPair && p.rows == p.cols),
+          "pairwise_loss: the columns must be the rows, or as many");
+  require(p.k == nullptr || p.q_other == nullptr, "pairwise_loss: k and q_other exclude each other");
   require(outputs.loss != nullptr, "pairwise_loss: loss must not be null");
-  const PairwiseKernels& all = kernels();
+  const PairwiseProducts& chosen = pick(p, allow_bfloat16_product);
   if (outputs.dq == nullptr) {
-    const LogsumexpKernel kernel =
-        pick(p, allow_bfloat16_product, all.logsumexp_float32, all.logsumexp_float64, all.logsumexp_bfloat16);
-    (p.dtype == DType::kFloat64 ? sum_losses<double> : sum_losses<float>)(p, kernel, weight, outputs.loss);
+    (p.dtype == DType::kFloat64 ? sum_losses<double> : sum_losses<float>)(p, chosen.logsumexp, weight,
+                                                                          outputs.loss);
     return;
   }
   require(outputs.dscale != nullptr, "pairwise_loss: with dq, dscale must not be null");
-  require((outputs.dq_other == nullptr) == (p.q_other == nullptr), "pairwise_loss: q_other needs dq_other");
-  pick(p, allow_bfloat16_product, all.loss_float32, all.loss_float64, all.loss_bfloat16)(p, weight, outputs);
+  require((outputs.dq_other == nullptr) == (p.q_other == nullptr && p.k == nullptr),
+          "pairwise_loss: q_other and k need dq_other");
+  chosen.loss(p, weight, outputs);
 }
 
 void pairwise_bank(PairwiseProblem p, bool allow_bfloat16_product, double weight,
@@ -164,8 +159,19 @@ void pairwise_bank(PairwiseProblem p, bool allow_bfloat16_product, double weight
           "pairwise_bank: needs normalised rows and a scale of at most 30");
   require(outputs.loss != nullptr && outputs.dq != nullptr && outputs.dscale != nullptr,
           "pairwise_bank: outputs must not be null");
-  const PairwiseKernels& all = kernels();
-  pick(p, allow_bfloat16_product, all.bank_float32, all.bank_float64, all.bank_bfloat16)(p, weight, outputs);
+  pick(p, allow_bfloat16_product).bank(p, weight, outputs);
+}
+
+void pairwise_sigmoid(PairwiseProblem p, bool allow_bfloat16_product, double bias, double weight,
+                      const SigmoidOutputs& outputs) {
+  DenseKeys keys;
+  check_and_complete(p, keys);
+  require(p.k != nullptr, "pairwise_sigmoid: k must not be null");
+  require(outputs.loss != nullptr, "pairwise_sigmoid: loss must not be null");
+  require(outputs.dq == nullptr ||
+              (outputs.dq_other != nullptr && outputs.dscale != nullptr && outputs.dbias != nullptr),
+          "pairwise_sigmoid: with dq, dq_other, dscale and dbias must not be null");
+  pick(p, allow_bfloat16_product).sigmoid(p, bias, weight, outputs);
 }
 
 }  // namespace fastssl

@@ -1,5 +1,5 @@
-// The pairwise log-sum-exp, its gradient, and loss and gradient at once: arguments, and the table of kernels
-// of one instruction set.
+// The pairwise log-sum-exp, its gradient, and losses with their gradients: arguments, and the table of
+// kernels of one instruction set.
 //
 // For rows q [M, D] and columns k [N, D], with unit rows q^ and k^ where `normalize` is set:
 //   c_ij = q^_i . k^_j,  x_ij = s c_ij,
@@ -50,6 +50,7 @@ struct PairwiseProblem {
 struct LogsumexpOutputs {
   void* row_lse;   // [rows] Real
   void* positive;  // [rows] Real
+  void* col_lse;   // null, or [cols] Real: of the columns over the rows, from the same products; needs k
 };
 
 struct GradTerms {
@@ -64,11 +65,20 @@ struct GradOutputs {
 };
 
 struct LossOutputs {
-  void* loss;  // [] Real: weight x the sum over the rows of row_lse - positive
+  void* loss;  // [] Real: weight x the sum of log-sum - positive over the rows and, with k, over the columns
   // All null where no gradient is wanted.
   void* dq;        // [rows, dim] or, with q_other, [rows / 2, dim]; `dtype`, contiguous
-  void* dq_other;  // with q_other: [rows / 2, dim]
+  void* dq_other;  // with q_other: [rows / 2, dim]; with k: [cols, dim]
   void* dscale;    // [] Real: d loss / d s
+};
+
+struct SigmoidOutputs {
+  void* loss;  // [] Real: weight x the sum over all pairs of log(1 + exp(x)), or exp(-x) where they match
+  // All null where no gradient is wanted.
+  void* dq;        // [rows, dim], `dtype`, contiguous
+  void* dq_other;  // [cols, dim]: of the columns
+  void* dscale;    // [] Real: d loss / d s
+  void* dbias;     // [] Real: d loss / d bias
 };
 
 struct BankOutputs {
@@ -88,14 +98,20 @@ using GradKernel = void (*)(const PairwiseProblem&, const GradTerms& row, const 
                             const GradOutputs&);
 using LossKernel = void (*)(const PairwiseProblem&, double weight, const LossOutputs&);
 using BankKernel = void (*)(const PairwiseProblem&, double weight, const BankOutputs&);
+using SigmoidKernel = void (*)(const PairwiseProblem&, double bias, double weight, const SigmoidOutputs&);
 
-// One entry per arithmetic of the two products. A null bfloat16 entry: the instruction set has no such
-// product.
+// Of one arithmetic of the two products.
+struct PairwiseProducts {
+  LogsumexpKernel logsumexp;
+  GradKernel grad;
+  LossKernel loss;
+  BankKernel bank;
+  SigmoidKernel sigmoid;
+};
+
+// bfloat16 is null where the instruction set has no such product.
 struct PairwiseKernels {
-  LogsumexpKernel logsumexp_float32, logsumexp_float64, logsumexp_bfloat16;
-  GradKernel grad_float32, grad_float64, grad_bfloat16;
-  LossKernel loss_float32, loss_float64, loss_bfloat16;
-  BankKernel bank_float32, bank_float64, bank_bfloat16;
+  PairwiseProducts float32, float64, bfloat16;
 };
 
 namespace baseline {
@@ -108,7 +124,7 @@ namespace avx512 {
 PairwiseKernels pairwise_kernels();
 }
 namespace avx512_bf16 {
-PairwiseKernels pairwise_kernels();  // only the bfloat16 entries
+PairwiseKernels pairwise_kernels();  // only bfloat16
 }
 
 // Checks the arguments (std::invalid_argument), picks the kernel and runs it. Inputs of bfloat16 take the
@@ -117,8 +133,8 @@ void pairwise_logsumexp(PairwiseProblem problem, bool allow_bfloat16_product,
                         const LogsumexpOutputs& outputs);
 void pairwise_logsumexp_grad(PairwiseProblem problem, bool allow_bfloat16_product, const GradTerms& row,
                              const GradTerms& col, const GradOutputs& outputs);
-// Loss and gradient of rows among themselves (k null): one pass over the inputs, and where there is room the
-// exponentials of the log-sums are not computed again for the gradient.
+// Loss and gradient of rows among themselves (k null), or of rows against columns and columns against rows:
+// packed once, and where there is room what the log-sums computed is not computed again for the gradient.
 void pairwise_loss(PairwiseProblem problem, bool allow_bfloat16_product, double weight,
                    const LossOutputs& outputs);
 
@@ -127,5 +143,10 @@ void pairwise_loss(PairwiseProblem problem, bool allow_bfloat16_product, double 
 // kFixedShiftLimit.
 void pairwise_bank(PairwiseProblem problem, bool allow_bfloat16_product, double weight,
                    const BankOutputs& outputs);
+
+// Loss and gradient of a sigmoid for each pair of a row and a column, in one pass. Needs k; x has the bias
+// added.
+void pairwise_sigmoid(PairwiseProblem problem, bool allow_bfloat16_product, double bias, double weight,
+                      const SigmoidOutputs& outputs);
 
 }  // namespace fastssl

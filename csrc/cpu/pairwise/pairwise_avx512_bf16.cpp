@@ -14,9 +14,7 @@ struct Shape {
 }  // namespace pairwise
 
 PairwiseKernels pairwise_kernels() {
-  using B = Bfloat16Product<pairwise::Shape>;
-  return {nullptr, nullptr, pairwise::logsumexp<B>, nullptr, nullptr, pairwise::grad<B>,
-          nullptr, nullptr, pairwise::loss<B>,      nullptr, nullptr, pairwise::bank<B>};
+  return {{}, {}, pairwise::with_product<Bfloat16Product<pairwise::Shape>>()};
 }
 
 }  // namespace avx512_bf16

@@ -1,4 +1,4 @@
-// What the forward and the gradient share: packed operands, mask, shift.
+// What the forward and the gradient share: packed operands, mask, shift, and who meets whom.
 #pragma once
 
 #include "cpu/pack.h"
@@ -22,6 +22,9 @@ inline Source columns_of(const PairwiseProblem& p) {
   return {{{address(p.k), nullptr}, {p.k_stride, 0}}, p.cols, p.dim, p.dtype, p.normalize};
 }
 
+// Which operands are multiplied into a gradient, besides into similarities.
+enum class Multiplied { kNone, kColumns, kBoth };
+
 template <class P>
 struct Pass {
   using Real = typename P::Real;
@@ -42,11 +45,12 @@ struct Pass {
   Real* scratch;  // [threads][scratch_size]
 
   // packs_columns: whether prepare() packs columns that are not the rows.
-  Pass(const PairwiseProblem& p, int threads, bool with_rows, Arena& arena, bool packs_columns = true)
+  Pass(const PairwiseProblem& p, int threads, Multiplied multiplied, Arena& arena, bool packs_columns = true)
       : problem(p),
-        q(rows_of(p), with_rows && p.k == nullptr, arena),
+        q(rows_of(p),
+          multiplied == Multiplied::kBoth || (multiplied == Multiplied::kColumns && p.k == nullptr), arena),
         k(p.k == nullptr  ? q
-          : packs_columns ? Operand<P>(columns_of(p), with_rows, arena)
+          : packs_columns ? Operand<P>(columns_of(p), multiplied != Multiplied::kNone, arena)
                           : Operand<P>(columns_of(p))),
         packed_col_blocks(p.k == nullptr || !packs_columns ? 0 : k.blocks),
         shared(p.k == nullptr),
@@ -70,6 +74,34 @@ struct Pass {
   }
 
   Mask<P> mask() const { return Mask<P>(problem, row_id, col_id); }
+
+  // Where both sides get sums from the same products, those of columns that are not the rows stand behind the
+  // rows': each block, of whatever side, has a place of its own.
+  std::int64_t first_col_place() const { return shared ? 0 : q.blocks; }
+  std::int64_t places(bool mutual) const { return q.blocks + (mutual && !shared ? k.blocks : 0); }
+
+  // The side of a place, and its block there.
+  bool is_row(std::int64_t place) const { return place < q.blocks; }
+  const Operand<P>& side(std::int64_t place) const { return is_row(place) ? q : k; }
+  std::int64_t block_at(std::int64_t place) const { return is_row(place) ? place : place - q.blocks; }
+  // Its rows without padding.
+  std::int64_t valid_at(std::int64_t place) const {
+    const std::int64_t left = side(place).source.count - block_at(place) * kBlock;
+    return left < kBlock ? left : kBlock;
+  }
+
+  // Calls meet(row block, column block, whether its transpose counts too) for every pair, with the schedule
+  // of places(true): no two at once share a place.
+  template <class Meet>
+  void play(const Tournament& tournament, Team& team, const Meet& meet) const {
+    tournament.play(team, [&](std::int64_t a, std::int64_t b) {
+      if (shared) {
+        meet(a, b, a != b);
+      } else if (is_row(a) && !is_row(b)) {
+        meet(a, block_at(b), true);
+      }
+    });
+  }
 
   Real* scratch_of(const Team& team) const { return scratch + team.thread() * scratch_size; }
 

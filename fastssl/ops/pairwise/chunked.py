@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import accumulator, widened
@@ -36,7 +37,7 @@ class _OneColumn:
     def of(cls, column: Tensor, n: int) -> _OneColumn:
         return cls(column.clamp(0, n - 1), (column >= 0) & (column < n))
 
-    def put(self, values: Tensor, fill: float) -> None:
+    def put(self, values: Tensor, fill: float | Tensor) -> None:
         values.scatter_(1, self.column, torch.where(self.hit, fill, values.gather(1, self.column)))
 
 
@@ -194,6 +195,50 @@ def pairwise_logsumexp_grad(
 nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
 clip = partial(composed.clip, pairwise_logsumexp, pairwise_logsumexp_grad)
 info_nce = partial(composed.info_nce, pairwise_logsumexp, pairwise_logsumexp_grad)
+
+
+def siglip(
+    x: Tensor,  # [M, D]
+    y: Tensor,  # [N, D]
+    logit_scale: Tensor | None,  # []
+    logit_bias: Tensor | None,  # []
+    *,
+    scale: float,
+    bias: float,
+    normalize: bool,
+    row_offset: int,
+    weight: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See ``reference.siglip``."""
+    rows, _ = _operands(x, None, normalize)
+    columns, _ = _operands(y, None, normalize)
+    s = scale if logit_scale is None else scale * logit_scale
+    full_bias = bias if logit_bias is None else bias + logit_bias
+    loss, d_scale, d_bias = (x.new_zeros((), dtype=accumulator(x)) for _ in range(3))
+    dx, dy = (z.new_empty(z.shape if gradient else (0,)) for z in (x, y))
+    d_columns = y.new_zeros(y.shape if gradient else (0,), dtype=accumulator(y))
+    for block in _blocks(rows, columns, s, "diagonal", None, None, False, row_offset, 0, row_step=1):
+        assert isinstance(block.match, _OneColumn)
+        logits = block.logits.add_(full_bias)
+        of_match = logits.gather(1, block.match.column)
+        losses = F.logsigmoid(-logits)
+        block.match.put(losses, F.logsigmoid(of_match))
+        loss -= losses.sum()
+        if not gradient:
+            continue
+        here = slice(block.start, block.stop)
+        g = logits.sigmoid_()
+        block.match.put(g, -(-of_match).sigmoid())
+        d_bias += g.sum()
+        g = (g * weight).to(columns.dtype)
+        d_cosine = (g @ columns).to(accumulator(x))
+        d_scale += (d_cosine * rows[here]).sum()
+        dx[here] = through_normalize(d_cosine.mul_(s), x[here], normalize).to(x.dtype)
+        d_columns += g.T @ rows[here]
+    if gradient:
+        dy = through_normalize(d_columns.mul_(s), y, normalize).to(y.dtype)
+    return loss * weight, dx, dy, d_scale, d_bias * weight
 
 
 def _operands(q: Tensor, k: Tensor | None, normalize: bool) -> tuple[Tensor, Tensor]:

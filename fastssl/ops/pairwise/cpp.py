@@ -1,11 +1,12 @@
 """Pairwise log-sum-exp on the CPU: tensors in, addresses to the compiled kernels, tensors out.
 
 The kernels form each tile of similarities in registers and turn it into sums, or into a block of the gradient, before
-the next one: memory is O((M + N) D). See ``csrc/cpu/pairwise/forward.h`` and ``grad.h`` there.
+the next one: memory is O((M + N) D). See ``csrc/cpu/pairwise/forward.h``, and ``grad.h`` and ``sigmoid.h`` there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,9 @@ from ..layout import contiguous, unit_stride
 from ..precision import accumulator
 from . import composed
 
-__all__ = ["clip", "info_nce", "nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "unsupported_reason"]
+__all__ = [
+    "clip", "info_nce", "nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "siglip", "unsupported_reason",
+]  # fmt: skip
 
 # The numbers of the enum in csrc/cpu/pairwise/pairwise.h.
 _POSITIVES = {"none": 0, "diagonal": 1, "pair": 2, "key": 3}
@@ -101,25 +104,88 @@ def nt_xent(
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``composed.nt_xent``; one kernel, to which the views are the even and the odd rows of one matrix."""
-    loss = torch.empty((), dtype=accumulator(z0))
-    d_scale = torch.empty_like(loss) if gradient else torch.zeros_like(loss)
-    like = z0 if gradient else z0.new_empty((0,))
-    dz0, dz1 = (torch.empty_like(like, memory_format=torch.contiguous_format) for _ in range(2))
-    z0, z1 = unit_stride(z0), unit_stride(z1)
-    problem = _problem(
-        z0, None, logit_scale, None, None, 0, 0, row_step=1, q_other=z1, scale=scale, normalize=normalize,
-        positives="pair", exclude_self=True, exclude_positives=False,
+    return _loss_of_both(
+        kernels().pairwise_loss, z0, z1, logit_scale, True, gradient, scale=scale, normalize=normalize,
+        positives="pair", exclude_self=True, weight=weight,
     )  # fmt: skip
-    kernels().pairwise_loss(
+
+
+def clip(
+    x: Tensor,  # [N, D]
+    y: Tensor,  # [N, D]
+    logit_scale: Tensor | None,  # []
+    *,
+    scale: float,
+    normalize: bool,
+    weight: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See ``composed.clip``; one kernel, whose products serve both directions."""
+    return _loss_of_both(
+        kernels().pairwise_loss, x, y, logit_scale, False, gradient, scale=scale, normalize=normalize,
+        positives="diagonal", weight=weight,
+    )  # fmt: skip
+
+
+def siglip(
+    x: Tensor,  # [M, D]
+    y: Tensor,  # [N, D]
+    logit_scale: Tensor | None,  # []
+    logit_bias: Tensor | None,  # []
+    *,
+    scale: float,
+    bias: float,
+    normalize: bool,
+    row_offset: int,
+    weight: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See ``composed.siglip``; one pass over the pairs."""
+    full_bias = bias if logit_bias is None else bias + float(logit_bias)
+    d_bias = torch.zeros((), dtype=accumulator(x))
+    results = _loss_of_both(
+        partial(kernels().pairwise_sigmoid, bias=full_bias, dbias=d_bias.data_ptr() if gradient else 0),
+        x, y, logit_scale, False, gradient, scale=scale, normalize=normalize, positives="diagonal",
+        row_offset=row_offset, weight=weight,
+    )  # fmt: skip
+    return *results, d_bias
+
+
+def _loss_of_both(
+    kernel: Callable[..., None],
+    x: Tensor,
+    y: Tensor,
+    logit_scale: Tensor | None,
+    among_themselves: bool,
+    gradient: bool,
+    *,
+    weight: float,
+    row_offset: int = 0,
+    exclude_self: bool = False,
+    **rules: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss, the gradients for both sets of rows, and the derivative by the full scale, from one kernel.
+
+    Rows among themselves are those of x and y in turns; otherwise x's are the rows and y's the columns.
+    """
+    loss = torch.empty((), dtype=accumulator(x))
+    d_scale = torch.empty_like(loss) if gradient else torch.zeros_like(loss)
+    dx, dy = (z.new_empty(z.shape if gradient else (0,)) for z in (x, y))
+    x, y = unit_stride(x), unit_stride(y)
+    problem = _problem(
+        x, None if among_themselves else y, logit_scale, None, None, row_offset, 0, row_step=1,
+        q_other=y if among_themselves else None, exclude_self=exclude_self, exclude_positives=False, **rules,
+    )  # fmt: skip
+    kernel(
         problem,
         allow_bfloat16_product=allow_bfloat16_product(),
         weight=weight,
         loss=loss.data_ptr(),
-        dq=dz0.data_ptr() if gradient else 0,
-        dq_other=dz1.data_ptr() if gradient else 0,
+        dq=dx.data_ptr() if gradient else 0,
+        dq_other=dy.data_ptr() if gradient else 0,
         dscale=d_scale.data_ptr() if gradient else 0,
     )
-    return loss, dz0, dz1, d_scale
+    return loss, dx, dy, d_scale
 
 
 def info_nce(
@@ -161,9 +227,6 @@ def info_nce(
         dscale=d_scale.data_ptr(),
     )
     return weight * losses.sum(), dq, d_scale
-
-
-clip = partial(composed.clip, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 
 def _problem(

@@ -99,6 +99,38 @@ clip = partial(composed.clip, pairwise_logsumexp, pairwise_logsumexp_grad)
 info_nce = partial(composed.info_nce, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 
+def siglip(
+    x: Tensor,  # [M, D]
+    y: Tensor,  # [N, D]
+    logit_scale: Tensor | None,  # [], multiplies scale
+    logit_bias: Tensor | None,  # [], is added to bias
+    *,
+    scale: float,
+    bias: float,
+    normalize: bool,
+    row_offset: int,
+    weight: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The loss [], its gradients [M, D] and [N, D], and the derivatives with respect to full scale and full bias, [].
+
+    Without ``gradient``, only the loss means anything.
+    """
+    s = _full_scale(scale, logit_scale)
+    rows, columns = unit_rows(x, normalize), unit_rows(y, normalize)
+    cosine = widened(rows @ columns.T)  # [M, N]
+    logits = s * cosine + (bias if logit_bias is None else bias + logit_bias)
+    matched, _ = _rules(x, y, "diagonal", None, None, False, row_offset, 0, row_step=1)
+    loss = -weight * F.logsigmoid(torch.where(matched, logits, -logits)).sum()
+    if not gradient:
+        nothing = x.new_empty((0,))
+        return loss, nothing, torch.empty_like(nothing), torch.zeros_like(loss), torch.zeros_like(loss)
+    g = weight * torch.where(matched, -(-logits).sigmoid(), logits.sigmoid())
+    dx = through_normalize(s * widened(g.to(columns.dtype) @ columns), x, normalize)
+    dy = through_normalize(s * widened(g.T.to(rows.dtype) @ rows), y, normalize)
+    return loss, dx.to(x.dtype), dy.to(y.dtype), (g * cosine).sum(), g.sum()
+
+
 def unit_rows(x: Tensor, normalize: bool) -> Tensor:
     """Rows of length 1 in x's dtype, rounded once: in float16 itself a row of zeros would become NaN."""
     return F.normalize(widened(x), dim=1).to(x.dtype) if normalize else x

@@ -6,9 +6,12 @@
     the rows of one set against those of another and the other way around, positives on the diagonal.
 ``info_nce``
     rows that each have one positive, against columns that want no gradient (a queue, a momentum encoder's keys).
+``siglip``
+    all pairs of rows of two sets, each a yes or a no of its own.
 
-Each returns weight x the sum of its rows' losses, the gradients of that for its inputs, and its derivative by the full
-scale; backward multiplies them. Without ``gradient`` they are empty or undefined. ``composed.py`` has the definitions.
+Each returns weight x the sum of its losses, the gradients of that for its inputs, and its derivatives by the full scale
+(and bias); backward multiplies them. Without ``gradient`` they are empty or undefined. ``composed.py`` has the
+definitions, of ``siglip`` ``reference.py``.
 """
 
 from __future__ import annotations
@@ -63,44 +66,63 @@ def _check_info_nce(
         raise ValueError(f"info_nce: q and k must have the same D, got shapes {tuple(q.shape)} and {tuple(k.shape)}")
 
 
-def _define(schema: str, check: Callable[..., None], differentiable: Sequence[str]) -> None:
-    """An operator that returns a loss, the gradients for some of its inputs, and the derivative by the full scale."""
+def _check_siglip(x: Tensor, y: Tensor, *, gradient: bool, **rules: Any) -> None:
+    _check("siglip", {"x": x}, gradient)
+    checks.check_tensor("siglip", "y", y, ndim=2, layout="[N, D]")
+    for attribute in ("dtype", "device"):
+        checks.check_same("siglip", attribute, ("x", x), ("y", y))
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"siglip: x and y must have the same D, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
+
+
+def _define(
+    schema: str,
+    check: Callable[..., None],
+    differentiable: Sequence[str],
+    numbers: Sequence[str] = ("logit_scale",),
+) -> None:
+    """An operator that returns a loss, the gradients for some of its inputs, and the derivatives by some numbers.
+
+    ``numbers`` are tensors [] or None: that by the scale is by the full one, which ``logit_scale`` is a factor of.
+    """
     name = schema.split("(", 1)[0]
 
-    def fake(*, logit_scale: Tensor | None, gradient: bool, **arguments: Any) -> tuple[Tensor, ...]:
+    def fake(*, gradient: bool, **arguments: Any) -> tuple[Tensor, ...]:
         inputs = [arguments[argument] for argument in differentiable]
         loss = inputs[0].new_empty((), dtype=accumulator(inputs[0]))
         gradients = (x.new_empty(x.shape if gradient else (0,)) for x in inputs)
-        return loss, *gradients, torch.empty_like(loss)
+        return loss, *gradients, *(torch.empty_like(loss) for _ in numbers)
 
-    outputs = ", ".join(["Tensor"] * (2 + len(differentiable)))
+    outputs = ", ".join(["Tensor"] * (1 + len(differentiable) + len(numbers)))
     define(f"{schema} -> ({outputs})", family=__package__, check=check, fake=fake)
     arguments = [a.name for a in getattr(torch.ops.fastssl, name).default._schema.arguments if not a.kwarg_only]
-    places, of_scale = [arguments.index(argument) for argument in differentiable], arguments.index("logit_scale")
+    places, of_numbers = ([arguments.index(name) for name in names] for names in (differentiable, numbers))
 
     def setup_context(ctx: Any, tensors: Sequence, keywords: dict[str, Any], outputs: tuple) -> None:
         if not keywords["gradient"]:
             raise RuntimeError(f"fastssl::{name}: an input requires a gradient, but the call has gradient=False")
-        if any(
-            wanted and i not in (*places, of_scale) for i, wanted in enumerate(ctx.needs_input_grad[: len(tensors)])
-        ):
-            raise RuntimeError(f"fastssl::{name}: only {', '.join(differentiable)} and logit_scale get gradients")
+        served = (*places, *of_numbers)
+        if any(wanted and i not in served for i, wanted in enumerate(ctx.needs_input_grad[: len(tensors)])):
+            listed = f"{', '.join(differentiable)} and {' and '.join(numbers)}"
+            raise RuntimeError(f"fastssl::{name}: only {listed} get gradients")
         ctx.mark_non_differentiable(*outputs[1:])
         ctx.set_materialize_grads(False)  # of the gradients' gradients, which nobody reads
-        ctx.scale = keywords["scale"]
-        ctx.logit_scale_dtype = None if tensors[of_scale] is None else tensors[of_scale].dtype
+        ctx.factors = [keywords["scale"] if number == "logit_scale" else 1.0 for number in numbers]
+        ctx.dtypes = [None if tensors[place] is None else tensors[place].dtype for place in of_numbers]
         ctx.save_for_backward(*outputs[1:])
 
     def backward(ctx: Any, d_loss: Tensor | None, *_: None) -> list[Tensor | None]:
         results: list[Tensor | None] = [None] * len(arguments)
         if d_loss is None:
             return results
-        *gradients, d_scale = ctx.saved_tensors
-        for place, gradient in zip(places, gradients, strict=True):
+        saved = ctx.saved_tensors
+        for place, gradient in zip(places, saved, strict=False):
             if ctx.needs_input_grad[place]:
                 results[place] = gradient * d_loss
-        if ctx.needs_input_grad[of_scale]:
-            results[of_scale] = (d_loss * d_scale * ctx.scale).to(ctx.logit_scale_dtype)
+        derivatives = saved[len(places) :]
+        for place, derivative, factor, dtype in zip(of_numbers, derivatives, ctx.factors, ctx.dtypes, strict=True):
+            if ctx.needs_input_grad[place]:
+                results[place] = (d_loss * derivative * factor).to(dtype)
         return results
 
     define_gradient(name, setup_context=setup_context, backward=backward)
@@ -113,4 +135,11 @@ _define(
     f"info_nce(Tensor q, Tensor k, Tensor? positive, Tensor? logit_scale, *, SymInt row_offset, {_RULES})",
     _check_info_nce,
     ("q",),
+)
+# The positive of row i is column row_offset + i, where there is such a column.
+_define(
+    f"siglip(Tensor x, Tensor y, Tensor? logit_scale, Tensor? logit_bias, *, float bias, SymInt row_offset, {_RULES})",
+    _check_siglip,
+    ("x", "y"),
+    ("logit_scale", "logit_bias"),
 )

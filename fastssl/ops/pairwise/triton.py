@@ -6,6 +6,7 @@ columns, partial row sums, and at most ``CHUNK_ELEMENTS`` of G where the dimensi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,13 +23,16 @@ from fastssl.kernels.pairwise.gradient import (
     weight_scale_kernel,
 )
 from fastssl.kernels.pairwise.logsum import combine_kernel, logsum_kernel
+from fastssl.kernels.pairwise.sigmoid import sigmoid_kernel, sigmoid_weights_kernel
 from fastssl.kernels.tiles import Tile
 
 from ..triton_launch import INTERPRETED, OPTIONS, multiprocessors, on_device_of, unsupported_reason
 from . import composed
 from .triton_problem import Problem, Weights
 
-__all__ = ["clip", "info_nce", "nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "unsupported_reason"]
+__all__ = [
+    "clip", "info_nce", "nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "siglip", "unsupported_reason",
+]  # fmt: skip
 
 # Largest G that is written at once (rows x columns). 2^27 elements: 256 MB in 16 bits, 512 MB in float32.
 CHUNK_ELEMENTS = 1 << 27
@@ -105,6 +109,34 @@ def pairwise_logsumexp_grad(
 nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
 clip = partial(composed.clip, pairwise_logsumexp, pairwise_logsumexp_grad)
 info_nce = partial(composed.info_nce, pairwise_logsumexp, pairwise_logsumexp_grad)
+
+
+def siglip(
+    x: Tensor,  # [M, D]
+    y: Tensor,  # [N, D]
+    logit_scale: Tensor | None,  # []
+    logit_bias: Tensor | None,  # []
+    *,
+    scale: float,
+    bias: float,
+    normalize: bool,
+    row_offset: int,
+    weight: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See ``reference.siglip``. Each side's gradient has a pass of its own, as no two programs add to one row."""
+    rules: dict[str, Any] = {
+        "scale": scale, "normalize": normalize, "positives": "diagonal", "row_key": None, "col_key": None,
+        "exclude_self": False, "exclude_positives": False, "row_step": 1,
+    }  # fmt: skip
+    with on_device_of(x):
+        problem = Problem.of(x, y, logit_scale, row_offset=row_offset, col_offset=0, **rules)
+        (loss, d_bias), dx, d_scale = _sigmoid(problem, bias, logit_bias, weight, sums=True, gradient=gradient)
+        dy = y.new_empty((0,))
+        if gradient:
+            problem = Problem.of(y, x, logit_scale, row_offset=0, col_offset=row_offset, **rules)
+            _, dy, _ = _sigmoid(problem, bias, logit_bias, weight, sums=False, gradient=True)
+        return loss, dx, dy, d_scale, d_bias
 
 
 # ------------------------------------------------------------------------------------------------------------ steps
@@ -226,29 +258,85 @@ def _gradient(problem: Problem, of_rows: Weights, of_columns: Weights) -> tuple[
         partial = torch.empty(splits, m_pad, d, dtype=torch.float32, device=q.device)
         gradient_kernel[(blocks, splits)](*pointers, partial, *sizes, 0, per_split, **constants)
     else:
-        partial = _gradient_in_chunks(problem, tile, pointers, sizes, constants, blocks)
+
+        def weights_of(grid: tuple[int], weights: Tensor, first_block: int, here: int) -> None:
+            pair_weights_kernel[grid](
+                *pointers, weights, *sizes, first_block, here, d, BLOCK_D=tile.block_d or d, GROUP=8, **constants
+            )
+
+        partial = _gradient_in_chunks(rows, columns, tile, blocks, weights_of)
     return _finalize(problem, partial, inverse, weight_scale)
 
 
+def _sigmoid(
+    problem: Problem, bias: float, logit_bias: Tensor | None, weight: float, *, sums: bool, gradient: bool
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Sums over all pairs of the loss and of G, the gradient of the rows, and the derivative by the scale.
+
+    Without ``sums`` the first two, without ``gradient`` the others mean nothing.
+    """
+    fused = problem.tile("sigmoid") if gradient else None
+    tile = fused or problem.tile("sigmoid_weights")
+    assert tile is not None, "the kernel that writes weights serves every kind and dimension"
+    rows, columns, inverse = _prepared(problem, max(tile.block_m, tile.block_n))
+    m, m_pad, n_pad, d = problem.n_rows, rows.shape[0], columns.shape[0], problem.dimension
+    blocks, tiles = -(-m // tile.block_m), -(-problem.n_columns // tile.block_n)
+    per_split = _tiles_per_split(rows.device, blocks, tiles, least=4)
+    parts = -(-tiles // per_split) if fused is not None else n_pad // tile.block_n
+    of_rows = torch.empty(2, parts if sums else 0, m_pad, dtype=torch.float32, device=rows.device)
+    pointers = rows, columns, problem.logit_scale, logit_bias
+    places = problem.row_base, problem.row_step, problem.col_shift, problem.scale, float(bias), weight
+    constants = {
+        **problem.arithmetic(),
+        "HAS_LOGIT_BIAS": logit_bias is not None,
+        "SUMS": sums,
+        "ROUND": problem.round_bits,
+        "D": d,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "STAGES": tile.stages,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        **OPTIONS,
+    }
+
+    def weights_of(grid: tuple[int], weights: Tensor, first_block: int, here: int) -> None:
+        sigmoid_weights_kernel[grid](
+            *pointers, weights, of_rows, m, problem.n_columns, m_pad, n_pad, *places, first_block, here, d,
+            BLOCK_D=tile.block_d or d, GROUP=8, WEIGHTS=gradient, **constants,
+        )  # fmt: skip
+
+    if fused is not None:
+        partial = torch.empty(parts, m_pad, d, dtype=torch.float32, device=rows.device)
+        sigmoid_kernel[(blocks, parts)](
+            *pointers, partial, of_rows, m, problem.n_columns, m_pad, *places, 0, per_split, **constants
+        )
+    elif gradient:
+        partial = _gradient_in_chunks(rows, columns, tile, blocks, weights_of)
+    else:
+        weights_of((blocks * (n_pad // tile.block_n),), rows, 0, blocks)  # which writes no weights
+    loss, slope = of_rows[:, :, :m].sum((1, 2)) * weight
+    if not gradient:
+        return (loss, slope), rows.new_empty((0,)), torch.zeros_like(loss)
+    return (loss, slope), *_finalize(problem, partial, inverse, None)
+
+
 def _gradient_in_chunks(
-    problem: Problem, tile: Tile, pointers: tuple, sizes: tuple, constants: dict[str, Any], blocks: int
+    rows: Tensor, columns: Tensor, tile: Tile, blocks: int, weights_of: Callable[[tuple[int], Tensor, int, int], None]
 ) -> Tensor:
     """G of a chunk of rows, then the library's product with the columns: [1, M_pad, D].
 
     For wide dimensions [rows, D] does not fit in registers, and for float32 the second product needs its right
-    operand in an order that the tensor cores of Hopper do not take.
+    operand in an order that the tensor cores of Hopper do not take. ``weights_of(grid, out, first block, blocks)``
+    launches what writes G of some blocks of rows.
     """
-    rows, columns = pointers[:2]
-    m_pad, n_pad, d = rows.shape[0], columns.shape[0], problem.dimension
+    (m_pad, d), n_pad = rows.shape, columns.shape[0]
     chunk = max(1, min(blocks, CHUNK_ELEMENTS // (n_pad * tile.block_m)))
     weights = torch.empty(chunk * tile.block_m, n_pad, dtype=rows.dtype, device=rows.device)
     out = torch.empty(1, m_pad, d, dtype=torch.float32, device=rows.device)
     for first_block in range(0, blocks, chunk):
         here = min(chunk, blocks - first_block)
-        pair_weights_kernel[(here * (n_pad // tile.block_n),)](
-            *pointers, weights, *sizes, first_block, here, d,
-            BLOCK_D=tile.block_d or d, GROUP=8, **constants,
-        )  # fmt: skip
+        weights_of((here * (n_pad // tile.block_n),), weights, first_block, here)
         n_here = here * tile.block_m
         target = out[0, first_block * tile.block_m : first_block * tile.block_m + n_here]
         if rows.dtype == torch.float32:
