@@ -13,6 +13,9 @@ from __future__ import annotations
 FAMILIES = {
     "nt_xent": "NT-Xent (SimCLR): loss and gradient for two views, [N, D] each",
     "info_nce": "MoCo's loss: N queries [N, D] against a queue of K, loss and gradient of the queries",
+    "clip": "CLIP's loss: N images and their texts [N, D], loss and gradients of both and of the scale",
+    "siglip": "SigLIP's loss: N images and their texts [N, D], loss and gradients of both, of scale and bias",
+    "sup_con": "Supervised contrastive loss: two views of N labelled images [N, 2, D], loss and gradient",
     "soft_target": "DINO's loss: cross-entropy of S student views with T teacher views over K prototypes",
     "sinkhorn_knopp": "Sinkhorn-Knopp (SwAV, DINOv2): assignments of B rows to K prototypes",
     "koleo": "KoLeo (DINOv2): distances to the nearest of N rows [N, D], loss and gradient",

@@ -54,6 +54,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "lightly-workers": (PURPLE, DASHED),
     "lightly-compiled": (PURPLE, DOTTED),
     "pytorch-metric-learning": (ORANGE, SOLID),
+    "open_clip": (PURPLE, (0, (5, 2, 1, 2))),
     "albumentations": (ORANGE, SOLID),
     "albumentations-workers": (ORANGE, DASHED),
     "albumentations-linear": (ORANGE, DOTTED),
