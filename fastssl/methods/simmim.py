@@ -14,7 +14,7 @@ from fastssl.augment import MAETransform
 from fastssl.data.base import Batch
 from fastssl.losses import SimMIMLoss
 from fastssl.methods.base import SelfSupervised, Step
-from fastssl.models.masked import patch_grid
+from fastssl.models.masked import initialize, patch_grid, sincos_positions
 from fastssl.models.masking import mask_bool
 
 
@@ -31,7 +31,7 @@ class SimMIM(SelfSupervised):
         lr_batch_size: as in the base class.
         weight_decay: as in the base class.
         warmup_epochs: as in the base class.
-        backbone: a vision transformer of timm with a class token.
+        backbone: a vision transformer of timm with a class token; its positions start as sines and cosines.
         **kwargs: of :class:`fastssl.methods.base.SelfSupervised`.
 
     Raises:
@@ -65,6 +65,11 @@ class SimMIM(SelfSupervised):
         units = (size // mask_unit) ** 2
         if not 0 < mask_ratio <= 1 - 1 / units:
             raise ValueError(f"SimMIM: mask_ratio must be above 0 and leave one of {units} units, got {mask_ratio}")
+        encoder: Any = self.backbone
+        encoder.apply(initialize)
+        # A mask token tells where it stands, and nothing else: from timm's small random positions that is hard to learn.
+        with torch.no_grad():
+            encoder.pos_embed.copy_(sincos_positions(self.num_features, self.grid))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.num_features))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.head = nn.Linear(self.num_features, 3 * self.patch_size**2)

@@ -7,9 +7,10 @@ namespace fastssl {
 namespace FASTSSL_ISA {
 namespace pairwise {
 
-// Of as many pairs of blocks as fit into what everything else leaves of kBytes (all of a small problem, a few
-// of a large one, none of a huge one): exp(x - |s|), 0 outside of the log-sum, or with a running maximum the
-// similarities c. Reading a number back costs less than the `dim` multiply-adds that made it.
+// Of as many pairs of blocks as fit into what everything else leaves of kBytes, or into as much memory again
+// as everything else takes (all of a small problem, a few of a large one): exp(x - |s|), 0 outside of the
+// log-sum, or with a running maximum the similarities c. Reading a number back costs less than the `dim`
+// multiply-adds that made it, and what is O((M + N) D) stays that.
 template <class P>
 class Kept {
  public:
@@ -19,8 +20,9 @@ class Kept {
 
   // The last to take from the arena.
   Kept(const Pass<P>& pass, Arena& arena) : shared_(pass.shared), rows_(pass.q.blocks), cols_(pass.k.blocks) {
-    const std::int64_t left = kBytes - static_cast<std::int64_t>(arena.used());
-    const std::int64_t fit = left < 0 ? 0 : left / (kBlockSize * static_cast<std::int64_t>(sizeof(Real)));
+    const auto used = static_cast<std::int64_t>(arena.used());
+    const std::int64_t room = kBytes - used > used ? kBytes - used : used;
+    const std::int64_t fit = room / (kBlockSize * static_cast<std::int64_t>(sizeof(Real)));
     const std::int64_t pairs = shared_ ? rows_ * (rows_ + 1) / 2 : rows_ * cols_;
     count_ = pairs < fit ? pairs : fit;
     data_ = arena.take<Real>(count_ * kBlockSize);
