@@ -7,7 +7,7 @@ after DDP's averaging equal those of one process on the global batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -89,3 +89,37 @@ class _Gather(torch.autograd.Function):
 def gather_with_gradient(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
     """As ``all_gather_rows``; each rank's rows get the sum of the gradients that all ranks have for them."""
     return _Gather.apply(rows, group.group_name)
+
+
+def ring_blocks(own: Sequence[Tensor], group: dist.ProcessGroup) -> Iterator[tuple[int, list[Tensor]]]:
+    """Every rank's tensors, one rank's after the other's, this one's first: (rank, tensors).
+
+    They come from the rank before this one and go on to the next while the caller computes with them. Besides its own,
+    a rank holds two ranks' tensors at a time. Not differentiable. Every rank must go through all of them, and all
+    ranks' tensors must have the same shapes.
+    """
+    size, rank = group.size(), group.rank()
+    here = [tensor.detach().contiguous() for tensor in own]
+    spare: list[Tensor] | None = None
+    for step in range(size):
+        arriving, transfers = here, []
+        if step < size - 1:
+            arriving = [torch.empty_like(tensor) for tensor in here] if spare is None or step == 1 else spare
+            transfers = pass_on(here, arriving, group)
+        yield (rank - step) % size, here
+        for transfer in transfers:
+            transfer.wait()
+        here, spare = arriving, here
+
+
+def pass_on(send: Sequence[Tensor], receive: Sequence[Tensor], group: dist.ProcessGroup) -> list[dist.Work]:
+    """Start to send tensors to the next rank of a group and to receive the previous one's.
+
+    What is returned has to be waited for before the sent tensors change or the received ones are read.
+    """
+    size, rank = group.size(), group.rank()
+    after, before = (dist.get_global_rank(group, other % size) for other in (rank + 1, rank - 1))
+    return dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, tensor, after, group) for tensor in send]
+        + [dist.P2POp(dist.irecv, tensor, before, group) for tensor in receive]
+    )

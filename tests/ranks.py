@@ -11,9 +11,10 @@ import commands
 import torch
 import torch.distributed as dist
 import torch.multiprocessing  # so that tensors travel in queues
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastssl
-from fastssl import functional, losses
+from fastssl import distributed, functional, losses
 
 N, FEATURES, D = 12, 10, 8  # images in the global batch, input features, embedding dimension or prototypes
 
@@ -48,15 +49,16 @@ class Objective(torch.nn.Module):
     def __init__(self, name, gather):
         super().__init__()
         self.name, self.gather = name, gather
+        self.exchange = "ring" if "ring" in name else "gather"
         self.compute = getattr(self, name.split()[0])
         self.criterion = {
-            "NTXent": lambda: losses.NTXentLoss(0.2, gather_distributed=gather),
+            "NTXent": lambda: losses.NTXentLoss(0.2, gather_distributed=gather, exchange=self.exchange),
             "InfoNCE": torch.nn.Identity,
             "Bank": lambda: losses.NTXentLoss(0.2, (7, D), gather_distributed=gather),
             "Clip": torch.nn.Identity,
             "SigLip": torch.nn.Identity,
-            "SupCon": lambda: losses.SupConLoss(0.2, gather_distributed=gather),
-            "DCLW": lambda: losses.DCLLoss(0.2, gather_distributed=gather),
+            "SupCon": lambda: losses.SupConLoss(0.2, gather_distributed=gather, exchange=self.exchange),
+            "DCLW": lambda: losses.DCLWLoss(0.2, gather_distributed=gather, exchange=self.exchange),
             "DINO": lambda: losses.DINOLoss(D),
             "IBOT": lambda: losses.IBOTPatchLoss(D),
             "SwaV": lambda: losses.SwaVLoss(sinkhorn_gather_distributed=gather),
@@ -69,25 +71,27 @@ class Objective(torch.nn.Module):
         loss = sum(self.compute(z0, z1, temperature) for _ in range(calls))
         return loss + 0.0 * temperature  # DDP wants every parameter used
 
+    def over_ranks(self):
+        return {"group": dist.group.WORLD, "exchange": self.exchange} if self.gather else {}
+
     def NTXent(self, z0, z1, temperature):
         if "learned" in self.name:
-            return functional.nt_xent(z0, z1, temperature, group=dist.group.WORLD if self.gather else None)
+            return functional.nt_xent(z0, z1, temperature, **self.over_ranks())
         return self.criterion(z0, z1)
 
     def InfoNCE(self, z0, z1, temperature):
         key = z1.detach() if "keys" in self.name else z1
         temperature = temperature if "learned" in self.name else 0.2
-        return functional.info_nce(z0, key, temperature=temperature, group=dist.group.WORLD if self.gather else None)
+        return functional.info_nce(z0, key, temperature=temperature, **self.over_ranks())
 
     def Bank(self, z0, z1, temperature):
         return self.criterion(z0, z1)
 
     def Clip(self, z0, z1, temperature):
-        return functional.clip(z0, z1, 1 / temperature, group=dist.group.WORLD if self.gather else None)
+        return functional.clip(z0, z1, 1 / temperature, **self.over_ranks())
 
     def SigLip(self, z0, z1, temperature):
-        group = dist.group.WORLD if self.gather else None
-        return functional.siglip(z0, z1, 1 / temperature, temperature - 2.0, group=group)
+        return functional.siglip(z0, z1, 1 / temperature, temperature - 2.0, **self.over_ranks())
 
     def SupCon(self, z0, z1, temperature):
         labels = (100 * z0.detach()[:, 0]).long() % 3  # some are alone on their rank
@@ -196,3 +200,79 @@ def uneven_step(rank, world_size):
         functional.nt_xent(z, z, 0.2, group=dist.group.WORLD)
     except ValueError as error:
         return str(error)
+
+
+def ring_memory(rank, world_size):
+    """The largest tensor that a loss and its backward pass make with 64 rows per rank, in numbers, by exchange."""
+    largest = {}
+    for exchange in ("gather", "ring"):
+        with Largest() as seen:
+            z0, z1 = (torch.randn(64, 64, requires_grad=True) for _ in range(2))
+            group = {"group": dist.group.WORLD, "exchange": exchange}
+            functional.clip(z0, z1, 5.0, **group).backward()
+            functional.siglip(z0, z1, 5.0, -5.0, **group).backward()
+            functional.nt_xent(z0, z1, **group).backward()
+        largest[exchange] = seen.numbers
+    return largest
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest result of an operator has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return result
+
+
+def ring_order(rank, world_size):
+    """What happens in which order: "send" as a transfer starts, "wait" as it is waited for, else a block's rank."""
+    events = []
+
+    class Transfer:
+        def __init__(self, work):
+            self.work = work
+
+        def wait(self):
+            events.append("wait")
+            self.work.wait()
+
+    def pass_on(*arguments):
+        events.append("send")
+        return [Transfer(work) for work in start(*arguments)]
+
+    start, distributed.pass_on = distributed.pass_on, pass_on
+    try:
+        for other, (block,) in distributed.ring_blocks([torch.full((2,), float(rank))], dist.group.WORLD):
+            assert (block == other).all()
+            events.append(other)
+    finally:
+        distributed.pass_on = start
+    return events
+
+
+def uneven_ring(rank, world_size):
+    z = torch.randn(3 + rank, D)
+    try:
+        functional.clip(z, z, group=dist.group.WORLD, exchange="ring")
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def ring_in_bfloat16(rank, world_size):
+    """Largest difference of a ring's gradient from that of gathering, relative to the largest number, in bfloat16."""
+    generator = torch.Generator().manual_seed(rank)
+    views = [torch.randn(N, D, generator=generator).bfloat16().requires_grad_() for _ in range(2)]
+    errors = []
+    for loss in (functional.nt_xent, functional.clip, functional.siglip, functional.dcl):
+        results = [
+            torch.autograd.grad(loss(*views, group=dist.group.WORLD, exchange=exchange), views)
+            for exchange in ("gather", "ring")
+        ]
+        errors += [((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*results, strict=True)]
+    return max(errors)

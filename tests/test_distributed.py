@@ -7,7 +7,19 @@ import functools
 import pytest
 import torch
 from harness import serving
-from ranks import Encoder, Objective, frozen_view_step, global_batch, run_ranks, train_step, uneven_step
+from ranks import (
+    Encoder,
+    Objective,
+    frozen_view_step,
+    global_batch,
+    ring_in_bfloat16,
+    ring_memory,
+    ring_order,
+    run_ranks,
+    train_step,
+    uneven_ring,
+    uneven_step,
+)
 
 # Backend, loss, compiled; by the number of ranks.
 STEPS = {
@@ -21,6 +33,13 @@ STEPS = {
         ("cpp", "SigLip learned temperature", True),
         ("chunked", "SupCon", True),
         ("cpp", "DCLW", True),
+        ("cpp", "NTXent learned temperature, ring", False),
+        ("cpp", "InfoNCE learned temperature, ring", False),
+        ("cpp", "InfoNCE of keys, ring", False),
+        ("cpp", "Clip learned temperature, ring", False),
+        ("cpp", "SigLip learned temperature, ring", False),
+        ("cpp", "SupCon ring", False),
+        ("cpp", "DCLW ring", False),
         ("cpp", "Bank", False),
         ("cpp", "DINO", True),
         ("chunked", "IBOT gathered", False),
@@ -34,7 +53,13 @@ STEPS = {
         ("cpp", "InfoNCE of keys, learned temperature", False),
         ("cpp", "Clip learned temperature", False),
         ("chunked", "SigLip learned temperature", False),
+        ("chunked", "NTXent learned temperature, ring", False),
+        ("cpp", "InfoNCE learned temperature, ring", False),
+        ("chunked", "Clip learned temperature, ring", False),
+        ("cpp", "SigLip learned temperature, ring", False),
         ("cpp", "SupCon", False),
+        ("chunked", "SupCon ring", False),
+        ("cpp", "DCLW ring", False),
         ("cpp", "DINO", False),
         ("chunked", "DINO", False),
         ("cpp", "IBOT gathered", False),
@@ -51,7 +76,9 @@ def results(world_size):
     """Every call's results by rank: all in the same processes, since starting them takes most of the time."""
     calls = [(train_step, *step) for step in STEPS[world_size]]
     if world_size == 2:
-        calls += [(frozen_view_step,), (uneven_step,)]
+        calls += [(frozen_view_step,), (uneven_step,), (uneven_ring,)]
+    if world_size == 4:
+        calls += [(ring_memory,), (ring_order,), (ring_in_bfloat16,)]
     return dict(zip(calls, run_ranks(world_size, calls), strict=True))
 
 
@@ -94,3 +121,24 @@ def test_a_frozen_view_leaves_the_others_gradient_as_it_is():
 def test_uneven_batches_raise_on_every_rank():
     for message in results(2)[uneven_step,]:
         assert message == "nt_xent: z0 must have the same shape on every rank, got [(3, 8), (4, 8)] by rank"
+    for message in results(2)[uneven_ring,]:
+        assert message == "clip: image must have the same shape on every rank, got [(3, 8), (4, 8)] by rank"
+
+
+def test_a_ring_holds_no_rows_of_all_ranks():
+    for largest in results(4)[ring_memory,]:
+        # Two views of this rank's 64 rows; gathering, of four times as many.
+        assert largest["ring"] <= 2 * 64 * 64
+        assert largest["gather"] >= 4 * 2 * 64 * 64
+
+
+def test_a_ring_sends_before_it_computes():
+    for rank, events in enumerate(results(4)[ring_order,]):
+        turn = ["send", 0, "wait", "wait"]  # of what was sent, and of what came
+        blocks = [event for event in events if isinstance(event, int)]
+        assert blocks == [(rank - step) % 4 for step in range(4)]
+        assert [0 if isinstance(event, int) else event for event in events] == turn * 3 + [0]
+
+
+def test_a_ring_in_bfloat16():
+    assert max(results(4)[ring_in_bfloat16,]) < 0.03

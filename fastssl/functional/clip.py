@@ -8,7 +8,9 @@ from torch import Tensor
 
 from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
+from . import ring
 from .contrastive import Reduction, in_one_call, paired, reduced
+from .ring import Exchange
 
 
 def clip(
@@ -19,6 +21,7 @@ def clip(
     normalize: bool = True,
     reduction: Reduction = "mean",
     group: dist.ProcessGroup | None = None,
+    exchange: Exchange = "gather",
 ) -> Tensor:
     r"""Symmetric cross-entropy between paired rows of two sets, without the N x N matrix.
 
@@ -36,6 +39,9 @@ def clip(
         group: process group over which rows are gathered: rows of this rank against the rows of all ranks. The mean is
             over this rank's rows, and gradients averaged over ranks (as DDP does) equal those of one process on the
             global batch, that of ``logit_scale`` included. Every rank must have the same N.
+        exchange: how the ranks of ``group`` see each other's rows: "gather" holds all of them, "ring" passes them on
+            block by block while it computes, so that memory does not grow with the ranks; ``torch.compile`` leaves it
+            out of its graph.
 
     Returns:
         float32 (float64 for float64 input): [] or [2N].
@@ -48,6 +54,7 @@ def clip(
     """
     name = "clip"
     image, text = paired(name, ("image", image), ("text", text), reduction, group)
+    rings = ring.in_ring(name, exchange, group)
     scale, scale_tensor = 1.0, None
     if isinstance(logit_scale, Tensor):
         scale_tensor = checks.check_scalar_tensor(name, "logit_scale", logit_scale, device=image.device)
@@ -62,17 +69,24 @@ def clip(
         )  # fmt: skip
         return loss
 
+    rules = {
+        "scale": scale, "normalize": normalize, "positives": "diagonal", "exclude_self": False,
+        "exclude_positives": False,
+    }  # fmt: skip
     columns, offset = (text, image), 0
     if group is not None and group.size() > 1:
         distributed.check_same_shape(name, "image", image, group)
+    if group is not None and group.size() > 1 and not rings:
         texts, images = distributed.gather_with_gradient(torch.stack((text, image), 1), group).unbind(1)
         columns, offset = (texts, images), image.shape[0] * group.rank()
     losses = []
     for rows, others in zip((image, text), columns, strict=True):
-        log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
-            rows, others, scale_tensor, None, None, scale=scale, normalize=normalize, positives="diagonal",
-            exclude_self=False, exclude_positives=False, row_offset=offset, col_offset=0, shared_by="", first_row=0,
-            row_stride=1, backend=backends.forced(),
-        )  # fmt: skip
+        if group is not None and rings:
+            log_sum, positive = ring.pairwise_logsumexp(rows, others, scale_tensor, group=group, **rules)
+        else:
+            log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
+                rows, others, scale_tensor, None, None, row_offset=offset, col_offset=0, shared_by="", first_row=0,
+                row_stride=1, backend=backends.forced(), **rules,
+            )  # fmt: skip
         losses.append(log_sum - positive)
     return reduced(torch.cat(losses), reduction)

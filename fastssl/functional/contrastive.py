@@ -14,7 +14,9 @@ from torch import Tensor
 from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
 from ..ops.precision import widened
+from . import ring
 from .precision import autocast
+from .ring import Exchange
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -27,6 +29,7 @@ def nt_xent(
     normalize: bool = True,
     reduction: Reduction = "mean",
     group: dist.ProcessGroup | None = None,
+    exchange: Exchange = "gather",
 ) -> Tensor:
     r"""Normalised temperature-scaled cross-entropy between two views (SimCLR), without the 2N x 2N matrix.
 
@@ -44,6 +47,9 @@ def nt_xent(
         group: process group over which negatives are gathered: rows of this rank against the rows of all ranks. The
             mean is over this rank's rows, and gradients averaged over ranks (as DDP does) equal those of one process
             on the global batch. Every rank must have the same N.
+        exchange: how the ranks of ``group`` see each other's rows: "gather" holds all of them, "ring" passes them on
+            block by block while it computes, so that memory does not grow with the ranks; ``torch.compile`` leaves it
+            out of its graph.
 
     Returns:
         float32 (float64 for float64 input): [] or [2N].
@@ -56,6 +62,7 @@ def nt_xent(
     """
     name = "nt_xent"
     z0, z1 = paired(name, ("z0", z0), ("z1", z1), reduction, group)
+    ring.in_ring(name, exchange, group)
     scale, logit_scale = inverse_temperature(name, temperature, z0)
     gradient, at_once = in_one_call((z0, z1), logit_scale, reduction, group)
     if at_once:
@@ -66,8 +73,9 @@ def nt_xent(
         )  # fmt: skip
         return loss
     log_sum, positive = logsumexp_of_views(
-        name, z0, z1, logit_scale, scale=scale, normalize=normalize, exclude_positives=False, group=group
-    )
+        name, z0, z1, logit_scale, scale=scale, normalize=normalize, exclude_positives=False, group=group,
+        exchange=exchange,
+    )  # fmt: skip
     return reduced_of_views(log_sum - positive, reduction)
 
 
@@ -187,6 +195,7 @@ def logsumexp_of_views(
     normalize: bool,
     exclude_positives: bool,
     group: dist.ProcessGroup | None,
+    exchange: Exchange,
 ) -> tuple[Tensor, Tensor]:
     """Log-sums and positive logits of both views' rows [2N], over all rows but their own.
 
@@ -195,6 +204,12 @@ def logsumexp_of_views(
     """
     n, d = z0.shape
     z = torch.stack((z0, z1), dim=1).reshape(2 * n, d)
+    if group is not None and ring.in_ring(name, exchange, group):
+        distributed.check_same_shape(name, "z0", z0, group)
+        return ring.pairwise_logsumexp(
+            z, None, logit_scale, group=group, scale=scale, normalize=normalize, positives="pair", exclude_self=True,
+            exclude_positives=exclude_positives,
+        )  # fmt: skip
     first_row, row_stride = 0, 1
     if torch.is_grad_enabled() and z0.requires_grad != z1.requires_grad:  # no work for the frozen one
         first_row, row_stride = (0, 2) if z0.requires_grad else (1, 2)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..ops import checks
 from .contrastive import Reduction, inverse_temperature, logsumexp_of_views, paired, reduced_of_views
+from .ring import Exchange, in_ring
 
 
 def dcl(
@@ -19,6 +20,7 @@ def dcl(
     normalize: bool = True,
     reduction: Reduction = "mean",
     group: dist.ProcessGroup | None = None,
+    exchange: Exchange = "gather",
 ) -> Tensor:
     r"""Decoupled contrastive loss between two views, without the 2N x 2N matrix.
 
@@ -36,6 +38,7 @@ def dcl(
         normalize: divide rows by their length, so that s is a cosine over the temperature.
         reduction: "mean" over the 2N rows, "sum", or "none": the losses [2N], rows of z0 first.
         group: process group over which negatives are gathered, as in :func:`nt_xent`.
+        exchange: "gather" or "ring", as there.
 
     Returns:
         float32 (float64 for float64 input): [] or [2N].
@@ -48,6 +51,7 @@ def dcl(
     """
     name = "dcl"
     z0, z1 = paired(name, ("z0", z0), ("z1", z1), reduction, group)
+    in_ring(name, exchange, group)
     scale, logit_scale = inverse_temperature(name, temperature, z0)
     n = z0.shape[0]
     for view, weight in enumerate(weights or ()):
@@ -58,8 +62,9 @@ def dcl(
                 f"{weight.device}"
             )
     log_sum, positive = logsumexp_of_views(
-        name, z0, z1, logit_scale, scale=scale, normalize=normalize, exclude_positives=True, group=group
-    )
+        name, z0, z1, logit_scale, scale=scale, normalize=normalize, exclude_positives=True, group=group,
+        exchange=exchange,
+    )  # fmt: skip
     if weights is not None:
         positive = positive * torch.stack([weight.detach().to(positive.dtype) for weight in weights], 1).flatten()
     losses = torch.where(log_sum == -torch.inf, 0.0, log_sum) - positive

@@ -10,8 +10,10 @@ from torch import Tensor
 from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
 from ..ops.precision import widened
+from . import ring
 from .contrastive import Reduction, inverse_temperature, reduced
 from .precision import autocast
+from .ring import Exchange
 
 
 def info_nce(
@@ -24,6 +26,7 @@ def info_nce(
     normalize: bool = True,
     reduction: Reduction = "mean",
     group: dist.ProcessGroup | None = None,
+    exchange: Exchange = "gather",
 ) -> Tensor:
     r"""Cross-entropy of finding each row's positive among the keys, without the matrix of similarities.
 
@@ -53,6 +56,9 @@ def info_nce(
         group: process group over which keys are gathered (without ``negatives`` and ``index``): rows of this rank
             against the keys of all ranks. The mean is over this rank's rows, and gradients averaged over ranks (as DDP
             does) equal those of one process on the global batch. Every rank must have the same N.
+        exchange: how the ranks of ``group`` see each other's rows: "gather" holds all of them, "ring" passes them on
+            block by block while it computes, so that memory does not grow with the ranks; ``torch.compile`` leaves it
+            out of its graph.
 
     Returns:
         float32 (float64 for float64 input): [] or [N].
@@ -87,6 +93,7 @@ def info_nce(
     checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
     scale, logit_scale = inverse_temperature(name, temperature, query)
     checks.check_group(name, group)
+    rings = ring.in_ring(name, exchange, group)
     alone = group is None or group.size() == 1
     if (index is not None) and negatives is not None:
         raise ValueError(f"{name}: index and negatives exclude each other, got both")
@@ -96,6 +103,12 @@ def info_nce(
     columns, row_offset = key if negatives is None else negatives, 0
     if group is not None and not alone:
         distributed.check_same_shape(name, "query", query, group)
+        if rings:
+            log_sum, positive = ring.pairwise_logsumexp(
+                query, key, logit_scale, group=group, scale=scale, normalize=normalize, positives="diagonal",
+                exclude_self=False, exclude_positives=False,
+            )  # fmt: skip
+            return reduced(log_sum - positive, reduction)
         columns = distributed.gather_with_gradient(key, group)
         row_offset = key.shape[0] * group.rank()
 

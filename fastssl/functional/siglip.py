@@ -11,7 +11,9 @@ from torch import Tensor
 from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
 from ..ops.precision import widened
+from . import ring
 from .contrastive import paired
+from .ring import Exchange
 
 
 def siglip(
@@ -23,6 +25,7 @@ def siglip(
     normalize: bool = True,
     reduction: Literal["mean", "sum"] = "mean",
     group: dist.ProcessGroup | None = None,
+    exchange: Exchange = "gather",
 ) -> Tensor:
     r"""Sigmoid loss of all pairs of rows of two sets, without the N x N matrix: loss and gradient in one pass.
 
@@ -41,6 +44,9 @@ def siglip(
         group: process group over which texts are gathered: images of this rank against the texts of all ranks. The
             mean is over this rank's images, and gradients averaged over ranks (as DDP does) equal those of one process
             on the global batch, those of scale and bias included. Every rank must have the same N.
+        exchange: how the ranks of ``group`` see each other's rows: "gather" holds all of them, "ring" passes them on
+            block by block while it computes, so that memory does not grow with the ranks; ``torch.compile`` leaves it
+            out of its graph.
 
     Returns:
         float32 (float64 for float64 input), [].
@@ -54,6 +60,7 @@ def siglip(
     name = "siglip"
     checks.check_choice(name, "reduction", reduction, ("mean", "sum"))
     image, text = paired(name, ("image", image), ("text", text), reduction, group)
+    rings = ring.in_ring(name, exchange, group)
     numbers: list[float] = [1.0, 0.0]
     tensors: list[Tensor | None] = [None, None]
     for i, (argument, value) in enumerate((("logit_scale", logit_scale), ("logit_bias", logit_bias))):
@@ -66,13 +73,19 @@ def siglip(
     columns, offset = text, 0
     if group is not None and group.size() > 1:
         distributed.check_same_shape(name, "image", image, group)
+    if group is not None and group.size() > 1 and not rings:
         columns, offset = distributed.gather_with_gradient(text, group), image.shape[0] * group.rank()
     differentiable = (image, columns, *(tensor for tensor in tensors if tensor is not None))
     gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
     if image.dtype == torch.float16:  # its gradient would be rounded before a loss scaler multiplies it
         image, columns = widened(image), widened(columns)
+    rules = {
+        "scale": numbers[0], "bias": numbers[1], "normalize": normalize, "gradient": gradient,
+        "weight": 1.0 if reduction == "sum" else 1.0 / image.shape[0],
+    }  # fmt: skip
+    if group is not None and rings:
+        return ring.siglip(image, columns, *tensors, group=group, **rules)
     loss, *_ = torch.ops.fastssl.siglip(
-        image, columns, *tensors, scale=numbers[0], bias=numbers[1], normalize=normalize, row_offset=offset,
-        weight=1.0 if reduction == "sum" else 1.0 / image.shape[0], gradient=gradient, backend=backends.forced(),
+        image, columns, *tensors, row_offset=offset, backend=backends.forced(), **rules
     )  # fmt: skip
     return loss

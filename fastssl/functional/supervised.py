@@ -8,8 +8,10 @@ from torch import Tensor
 
 from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
+from . import ring
 from .contrastive import Reduction, inverse_temperature
 from .precision import autocast
+from .ring import Exchange
 
 
 def sup_con(
@@ -20,6 +22,7 @@ def sup_con(
     normalize: bool = True,
     reduction: Reduction = "mean",
     group: dist.ProcessGroup | None = None,
+    exchange: Exchange = "gather",
 ) -> Tensor:
     r"""Supervised contrastive loss, without the matrix of similarities.
 
@@ -39,6 +42,9 @@ def sup_con(
         group: process group over which rows and labels are gathered. Gradients averaged over ranks (as DDP does) equal
             those of one process on the global batch, and so does the mean of the ranks' losses. Every rank must have
             the same number of rows.
+        exchange: how the ranks of ``group`` see each other's rows: "gather" holds all of them, "ring" passes them on
+            block by block while it computes, so that memory does not grow with the ranks; ``torch.compile`` leaves it
+            out of its graph.
 
     Returns:
         float32 (float64 for float64 input): [] or [M].
@@ -65,18 +71,25 @@ def sup_con(
     checks.check_choice(name, "reduction", reduction, ("mean", "sum", "none"))
     scale, logit_scale = inverse_temperature(name, temperature, z)
     checks.check_group(name, group)
+    rings = ring.in_ring(name, exchange, group)
 
+    rules = {
+        "scale": scale, "normalize": normalize, "positives": "key", "exclude_self": True, "exclude_positives": False,
+    }  # fmt: skip
     columns, keys, shared_by, offset = None, labels, "", 0
     if group is not None and group.size() > 1:
         distributed.check_same_shape(name, "z", z, group)
         shared_by, offset = group.group_name, z.shape[0] * group.rank()
-        columns = distributed.all_gather_rows(z.detach(), shared_by)
         keys = distributed.all_gather_rows(labels, shared_by)
-    log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
-        z, columns, logit_scale, labels, keys, scale=scale, normalize=normalize, positives="key", exclude_self=True,
-        exclude_positives=False, row_offset=offset, col_offset=0, shared_by=shared_by, first_row=0, row_stride=1,
-        backend=backends.forced(),
-    )  # fmt: skip
+    if group is not None and rings:
+        log_sum, positive = ring.pairwise_logsumexp(z, None, logit_scale, labels, group=group, **rules)
+    else:
+        if shared_by:
+            columns = distributed.all_gather_rows(z.detach(), shared_by)
+        log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
+            z, columns, logit_scale, labels, keys, row_offset=offset, col_offset=0, shared_by=shared_by, first_row=0,
+            row_stride=1, backend=backends.forced(), **rules,
+        )  # fmt: skip
     ordered = keys.sort().values
     # How many others have a row's label.
     count = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels) - 1

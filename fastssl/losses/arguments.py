@@ -8,6 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from ..functional.ring import Exchange, in_ring
 from ..ops import checks
 
 
@@ -55,6 +56,16 @@ def check_gather(function: str, name: str, gather: bool) -> bool:
     if gather and not dist.is_available():
         raise ValueError(f"{function}: {name}=True needs a torch with distributed support")
     return bool(gather)
+
+
+def check_exchange(function: str, exchange: Exchange) -> Exchange:
+    """How ranks see each other's rows.
+
+    Raises:
+        ValueError: for another word than "gather" and "ring".
+    """
+    in_ring(function, exchange, None)
+    return exchange
 
 
 def default_group(gather: bool) -> dist.ProcessGroup | None:

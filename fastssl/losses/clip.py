@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import functional
-from .arguments import check_world_size, default_group
+from .arguments import Exchange, check_exchange, check_world_size, default_group
 
 
 class ClipLoss(nn.Module):
@@ -24,6 +24,7 @@ class ClipLoss(nn.Module):
         rank: accepted; the default process group says it.
         world_size: number of processes; above 1 the default group has to have as many.
         use_horovod: must be False.
+        exchange: "gather" or "ring": whether a process holds all rows at once or one process's after the other's.
 
     Raises:
         ValueError: for Horovod, or a world_size that is not that of the default group.
@@ -37,12 +38,14 @@ class ClipLoss(nn.Module):
         rank: int = 0,
         world_size: int = 1,
         use_horovod: bool = False,
+        exchange: Exchange = "gather",
     ) -> None:
         super().__init__()
         if use_horovod:
             raise ValueError("ClipLoss: use_horovod must be False, torch.distributed is what gathers")
         check_world_size("ClipLoss", world_size)
         self.world_size = world_size
+        self.exchange = check_exchange("ClipLoss", exchange)
 
     def forward(
         self,
@@ -62,7 +65,9 @@ class ClipLoss(nn.Module):
             output_dict: return {"contrastive_loss": loss}.
         """
         group = default_group(self.world_size > 1)
-        loss = functional.clip(image_features, text_features, logit_scale, normalize=False, group=group)
+        loss = functional.clip(
+            image_features, text_features, logit_scale, normalize=False, group=group, exchange=self.exchange
+        )
         if isinstance(logit_bias, Tensor):
             loss = loss + 0.0 * logit_bias.sum()  # DDP wants a gradient for every parameter
         return {"contrastive_loss": loss} if output_dict else loss

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..ops import checks
-from .arguments import check_gather, default_group
+from .arguments import Exchange, check_exchange, check_gather, default_group
 from .memory_bank import MemoryBank
 
 
@@ -29,6 +29,7 @@ class NTXentLoss(nn.Module):
             over its own rows; after DDP's averaging the parameter gradients equal those of one process on the global
             batch. With a memory bank, the rows of all processes go into it. Without an initialised process group it
             has no effect, as in lightly.
+        exchange: "gather" or "ring": whether a process holds all rows at once or one process's after the other's.
 
     Raises:
         TypeError, ValueError: for a temperature that is no finite number above 0, or another size.
@@ -43,10 +44,12 @@ class NTXentLoss(nn.Module):
         temperature: float = 0.5,
         memory_bank_size: int | Sequence[int] = 0,
         gather_distributed: bool = False,
+        exchange: Exchange = "gather",
     ) -> None:
         super().__init__()
         self.temperature = checks.check_positive_number("NTXentLoss", "temperature", temperature)
         self.gather_distributed = check_gather("NTXentLoss", "gather_distributed", gather_distributed)
+        self.exchange = check_exchange("NTXentLoss", exchange)
         size = (memory_bank_size,) if isinstance(memory_bank_size, int) else tuple(memory_bank_size)
         if size != (0,) and len(size) != 2:
             raise ValueError(
@@ -65,7 +68,8 @@ class NTXentLoss(nn.Module):
             The loss, [], float32 (float64 for float64 input).
         """
         if self.memory_bank is None:
-            return functional.nt_xent(out0, out1, self.temperature, group=default_group(self.gather_distributed))
+            group = default_group(self.gather_distributed)
+            return functional.nt_xent(out0, out1, self.temperature, group=group, exchange=self.exchange)
         negatives = self.memory_bank.rows()
         # Where the keys want a gradient the negatives are saved for it, and another call may write to the bank before.
         negatives = negatives.clone() if out1.requires_grad else negatives

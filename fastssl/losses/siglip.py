@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import functional
-from .arguments import check_world_size, default_group
+from .arguments import Exchange, check_exchange, check_world_size, default_group
 
 
 class SigLipLoss(nn.Module):
@@ -21,19 +21,26 @@ class SigLipLoss(nn.Module):
         rank: accepted; the default process group says it.
         world_size: number of processes; above 1 the default group has to have as many.
         dist_impl: accepted; "bidir", "shift", "reduce" and "gather" are four ways to the same loss.
+        exchange: "gather" or "ring": whether a process holds all rows at once or one process's after the other's.
 
     Raises:
         ValueError: for another dist_impl, or a world_size that is not that of the default group.
     """
 
     def __init__(
-        self, cache_labels: bool = False, rank: int = 0, world_size: int = 1, dist_impl: str | None = None
+        self,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        dist_impl: str | None = None,
+        exchange: Exchange = "gather",
     ) -> None:
         super().__init__()
         if dist_impl not in (None, "bidir", "shift", "reduce", "gather"):
             raise ValueError(f"SigLipLoss: dist_impl must be bidir, shift, reduce or gather, got {dist_impl!r}")
         check_world_size("SigLipLoss", world_size)
         self.world_size = world_size
+        self.exchange = check_exchange("SigLipLoss", exchange)
 
     def forward(
         self,
@@ -54,6 +61,6 @@ class SigLipLoss(nn.Module):
         """
         group = default_group(self.world_size > 1)
         loss = functional.siglip(
-            image_features, text_features, logit_scale, logit_bias, normalize=False, group=group
+            image_features, text_features, logit_scale, logit_bias, normalize=False, group=group, exchange=self.exchange
         )  # fmt: skip
         return {"contrastive_loss": loss} if output_dict else loss

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..ops import checks
-from .arguments import check_gather, default_group
+from .arguments import Exchange, check_exchange, check_gather, default_group
 
 
 class SupConLoss(nn.Module):
@@ -18,6 +18,7 @@ class SupConLoss(nn.Module):
     Args:
         temperature: divides the cosine similarities; above 0.
         gather_distributed: take rows and labels from all processes of the default group.
+        exchange: "gather" or "ring": whether a process holds all rows at once or one process's after the other's.
 
     Raises:
         TypeError, ValueError: for a temperature that is no finite number above 0.
@@ -26,10 +27,13 @@ class SupConLoss(nn.Module):
         >>> loss = SupConLoss()(torch.stack([z0, z1], 1), labels)  # or (z, labels) with z [M, D]
     """
 
-    def __init__(self, temperature: float = 0.1, gather_distributed: bool = False) -> None:
+    def __init__(
+        self, temperature: float = 0.1, gather_distributed: bool = False, exchange: Exchange = "gather"
+    ) -> None:
         super().__init__()
         self.temperature = checks.check_positive_number("SupConLoss", "temperature", temperature)
         self.gather_distributed = check_gather("SupConLoss", "gather_distributed", gather_distributed)
+        self.exchange = check_exchange("SupConLoss", exchange)
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Mean loss over the rows that have a positive.
@@ -42,7 +46,7 @@ class SupConLoss(nn.Module):
             The loss, [], float32 (float64 for float64 input).
         """
         group = default_group(self.gather_distributed)
-        return functional.sup_con(features, labels, self.temperature, group=group)
+        return functional.sup_con(features, labels, self.temperature, group=group, exchange=self.exchange)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"

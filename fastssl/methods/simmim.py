@@ -67,7 +67,7 @@ class SimMIM(SelfSupervised):
             raise ValueError(f"SimMIM: mask_ratio must be above 0 and leave one of {units} units, got {mask_ratio}")
         encoder: Any = self.backbone
         encoder.apply(initialize)
-        # A mask token tells where it stands, and nothing else: from timm's small random positions that is hard to learn.
+        # All that a mask token tells is where it stands, which is hard to learn from timm's small random positions.
         with torch.no_grad():
             encoder.pos_embed.copy_(sincos_positions(self.num_features, self.grid))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.num_features))

@@ -1,0 +1,208 @@
+"""Rows of this rank against the rows of all ranks, which pass by one rank's block after the other.
+
+Gathering holds every rank's rows at once, [world_size N, D]. Here a rank holds its own block, the one it computes with,
+and the one that is arriving meanwhile. What it computes is the same, with the same operators: log-sums add up over
+blocks of columns, and the gradient takes the log-sums of all rows, which are vectors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import backends, distributed
+from ..ops import checks
+from ..ops.precision import accumulator
+
+Exchange = Literal["gather", "ring"]
+
+_ABSENT = (None, None, None)
+
+
+def in_ring(function: str, exchange: Exchange, group: dist.ProcessGroup | None) -> bool:
+    """Whether blocks are to be passed around: that was asked for, and there is more than one rank.
+
+    Raises:
+        ValueError: if ``exchange`` is another word.
+    """
+    checks.check_choice(function, "exchange", exchange, ("gather", "ring"))
+    return exchange == "ring" and group is not None and group.size() > 1
+
+
+@torch.compiler.disable
+def pairwise_logsumexp(
+    q: Tensor,
+    k: Tensor | None,
+    logit_scale: Tensor | None,
+    keys: Tensor | None = None,
+    *,
+    group: dist.ProcessGroup,
+    **rules: Any,
+) -> tuple[Tensor, Tensor]:
+    """Log-sums and positive logits [N] of this rank's rows, over the columns of all ranks.
+
+    Args:
+        q: this rank's rows, [N, D], rows rank N and following of the global problem.
+        k: this rank's columns, [N, D], at the same places; None: the rows.
+        logit_scale: tensor with one element, or None.
+        keys: int64 [N], of rows which are columns, for positives by key.
+        group: whose ranks hold the other columns, each as many.
+        **rules: scale, normalize, positives, exclude_self, exclude_positives.
+    """
+    return _Logsumexp.apply(q, k, logit_scale, keys, group, rules)
+
+
+class _Logsumexp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor | None,
+        logit_scale: Tensor | None,
+        keys: Tensor | None,
+        group: dist.ProcessGroup,
+        rules: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        row_offset = q.shape[0] * group.rank()
+        travelling = [q if k is None else k] + ([] if keys is None else [keys])
+        log_sum = q.new_full(q.shape[:1], -torch.inf, dtype=accumulator(q))
+        positive = torch.zeros_like(log_sum)
+        for rank, (columns, *column_keys) in distributed.ring_blocks(travelling, group):
+            own = k is None and rank == group.rank()  # symmetric: half the products
+            here = torch.ops.fastssl.pairwise_logsumexp(
+                q, None if own else columns, logit_scale, keys, column_keys[0] if column_keys else None,
+                row_offset=row_offset, col_offset=q.shape[0] * rank, shared_by="", first_row=0, row_stride=1,
+                backend=backends.forced(), **rules,
+            )  # fmt: skip
+            log_sum = torch.logaddexp(log_sum, here[0])
+            positive += here[1]
+        ctx.group, ctx.rules = group, rules
+        ctx.save_for_backward(q, k, logit_scale, keys, log_sum)
+        return log_sum, positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_log_sum: Tensor, d_positive: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, logit_scale, keys, log_sum = ctx.saved_tensors
+        group, rules = ctx.group, ctx.rules
+        need_q, need_k, need_scale = ctx.needs_input_grad[:3]
+        has_positives = rules["positives"] != "none"
+        of_rows = log_sum, d_log_sum.contiguous(), d_positive.contiguous() if has_positives else None
+        n, rank = q.shape[0], group.rank()
+        # Every rank takes part in every exchange, whatever it wants of it: the others wait for its block.
+        of_all = distributed.all_gather_vectors(of_rows, group.group_name)
+
+        def gradient(
+            rows: Tensor, columns: Tensor, from_rank: int, of_own: Any, of_columns: Any, column_keys: list[Tensor]
+        ) -> tuple[Tensor, Tensor]:
+            own = k is None and from_rank == rank
+            return torch.ops.fastssl.pairwise_logsumexp_grad(
+                rows, None if own else columns, logit_scale, *of_own, *(_ABSENT if own else of_columns), keys,
+                column_keys[0] if column_keys else None, row_offset=n * rank, col_offset=n * from_rank, row_step=1,
+                backend=backends.forced(), **rules,
+            )  # fmt: skip
+
+        def at(other: int) -> list[Tensor | None]:
+            return [None if vector is None else vector[n * other : n * (other + 1)] for vector in of_all]
+
+        # Blocks' shares are added up in the accumulator's precision and rounded once more.
+        dq = torch.zeros_like(q, dtype=accumulator(q))
+        dk = d_scale = None
+        total = log_sum.new_zeros(())
+        travelling = [q if k is None else k] + ([] if keys is None else [keys])
+        for other, (columns, *column_keys) in distributed.ring_blocks(travelling, group):
+            of_columns = at(other) if k is None else _ABSENT
+            here, by_scale = gradient(q, columns, other, of_rows, of_columns, column_keys)
+            dq += here
+            total += by_scale
+        if k is not None and need_k:  # the rows pass by the columns: no gradient has to travel
+            dk = torch.zeros_like(k, dtype=accumulator(k))
+            for other, (rows,) in distributed.ring_blocks([q], group):
+                dk += gradient(k, rows, other, _ABSENT, at(other), [])[0]
+            dk = dk.to(k.dtype)
+        if need_scale:
+            # Among themselves every logit was counted from its row and from its column.
+            d_scale = (total * rules["scale"] * (0.5 if k is None else 1.0)).to(logit_scale.dtype)
+        return dq.to(q.dtype) if need_q else None, dk, d_scale, None, None, None
+
+
+@torch.compiler.disable
+def siglip(
+    x: Tensor,
+    y: Tensor,
+    logit_scale: Tensor | None,
+    logit_bias: Tensor | None,
+    *,
+    group: dist.ProcessGroup,
+    **rules: Any,
+) -> Tensor:
+    """SigLIP's loss [] of this rank's rows against the columns of all ranks.
+
+    Args:
+        x: this rank's rows, [N, D].
+        y: this rank's columns, [N, D].
+        logit_scale: tensor with one element, or None.
+        logit_bias: the same.
+        group: whose ranks hold the other columns, each as many.
+        **rules: scale, bias, normalize, weight, gradient.
+    """
+    return _SigLip.apply(x, y, logit_scale, logit_bias, group, rules)
+
+
+class _SigLip(torch.autograd.Function):
+    """The gradient of a block of columns follows it one step behind, and ends where the block came from."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        logit_scale: Tensor | None,
+        logit_bias: Tensor | None,
+        group: dist.ProcessGroup,
+        rules: dict[str, Any],
+    ) -> Tensor:
+        n, gradient = x.shape[0], rules["gradient"]
+        numbers = [x.new_zeros((), dtype=accumulator(x)) for _ in range(3)]  # loss, by scale, by bias
+        dx = torch.zeros_like(x, dtype=accumulator(x))
+        passed_on: Tensor | None = None  # the last block's gradient, of the ranks that it has visited
+        for rank, (columns,) in distributed.ring_blocks([y], group):
+            arriving = torch.empty_like(dx) if gradient and passed_on is not None else None
+            on_their_way = [] if arriving is None else distributed.pass_on([passed_on], [arriving], group)  # type: ignore[list-item]
+            loss, here, of_columns, *derivatives = torch.ops.fastssl.siglip(
+                x, columns, logit_scale, logit_bias, row_offset=n * (group.rank() - rank), backend=backends.forced(),
+                **rules,
+            )  # fmt: skip
+            for number, term in zip(numbers, (loss, *derivatives), strict=True):
+                number += term
+            if not gradient:
+                continue
+            dx += here
+            for transfer in on_their_way:
+                transfer.wait()
+            passed_on = of_columns.to(dx.dtype) if arriving is None else arriving.add_(of_columns)
+        dy = torch.empty_like(dx)
+        if passed_on is not None:
+            for transfer in distributed.pass_on([passed_on], [dy], group):
+                transfer.wait()
+        ctx.scale = rules["scale"]
+        ctx.save_for_backward(dx.to(x.dtype), dy.to(y.dtype), *numbers[1:], logit_scale, logit_bias)
+        return numbers[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dy, by_scale, by_bias, logit_scale, logit_bias = ctx.saved_tensors
+        need_x, need_y, need_scale, need_bias = ctx.needs_input_grad[:4]
+        return (
+            dx * d_loss if need_x else None,
+            dy * d_loss if need_y else None,
+            (d_loss * by_scale * ctx.scale).to(logit_scale.dtype) if need_scale else None,
+            (d_loss * by_bias).to(logit_bias.dtype) if need_bias else None,
+            None,
+            None,
+        )
