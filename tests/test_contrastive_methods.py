@@ -14,7 +14,8 @@ pytest.importorskip("timm")
 import lightning as L
 
 from fastssl.data import Photos
-from fastssl.methods import NNCLR, MoCo, MoCoV3, SupCon
+from fastssl.methods import NNCLR, InstDisc, MoCo, MoCoV3, SupCon
+from fastssl.methods.base import load
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -30,6 +31,7 @@ MAKE = {
     ),
     "nnclr": lambda **change: NNCLR(**COMMON, **COLOURS, **{"queue_size": 48, "predictor_dim": 32, **change}),
     "supcon": lambda **change: SupCon(**COMMON, **COLOURS, **change),
+    "instdisc": lambda **change: InstDisc(**COMMON, strength=0.5, **change),
 }
 
 
@@ -147,6 +149,42 @@ def test_a_step_of_supcon_is_equation_2():
     check(model, total / 12, model.step(x0, x1, classes))
 
 
+@pytest.mark.parametrize("proximal", [0.0, 3.0])
+def test_a_step_of_instance_discrimination_is_equation_2(proximal):
+    model = eager("instdisc", num_images=9, proximal=proximal)
+    x, index = views()[0], torch.tensor([8, 0, 3, 4, 1, 6])
+    bank = model.bank = unit(model.bank)  # its rows were rounded to float32
+    bank = bank.clone()
+    v = unit(model.projection(model.backbone(x)))
+    loss = cross_entropy(v @ bank.T / 0.07, index)
+    loss = loss + proximal * (v - bank[index]).square().sum(1).mean()
+    result = model.step(x, index)
+    check(model, loss, result)
+    torch.testing.assert_close(model.bank, bank)  # not before the step is made
+    model.after_optimizer_step(0.5)
+    bank[index] = unit(0.5 * bank[index] + 0.5 * v.detach())
+    torch.testing.assert_close(model.bank, bank)
+    model.after_optimizer_step(0.6)  # nothing waits any more
+    torch.testing.assert_close(model.bank, bank)
+    with pytest.raises(ValueError, match="num_images must be above the largest index, 9, got 9"):
+        model.targets(type("Batch", (), {"index": torch.tensor([9, 2])}))
+
+
+def test_instance_discrimination_has_a_row_for_each_image(tmp_path):
+    model, data = small("instdisc"), Photos(batch_size=19, per_picture=2)
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, limit_val_batches=0, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    assert model.bank.shape == (38, 16) and model.hparams["num_images"] == 38
+    start = InstDisc(**COMMON, num_images=38).bank
+    assert (model.bank != start).any(1).all()  # every image was seen
+    file = tmp_path / "all.ckpt"
+    trainer.save_checkpoint(file)
+    assert torch.equal(load(file).bank, model.bank)
+
+
 class Losses(L.Callback):
     def __init__(self):
         self.values = []
@@ -178,6 +216,9 @@ def test_the_loss_falls(name):
         (lambda: small("nnclr", queue_size=0), "NNCLR: queue_size must be at least 1"),
         (lambda: small("nnclr", temperature=-0.1), "NNCLR: temperature must be above 0"),
         (lambda: small("supcon", temperature=0.0), "SupConLoss: temperature must be"),
+        (lambda: small("instdisc", temperature=0.0), "InstDisc: temperature must be above 0"),
+        (lambda: small("instdisc", bank_momentum=1.0), r"InstDisc: bank_momentum must be in \[0, 1\), got 1.0"),
+        (lambda: small("instdisc", proximal=-1.0), "InstDisc: proximal must be at least 0, got -1.0"),
     ],
 )
 def test_bad_arguments_are_named(make, message):
@@ -186,7 +227,7 @@ def test_bad_arguments_are_named(make, message):
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("name", list(MAKE))
+@pytest.mark.parametrize("name", [*MAKE, "simclrv2"])
 def test_it_learns(name, tmp_path):
     from fastssl.cli import main
 

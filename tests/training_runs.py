@@ -32,9 +32,9 @@ def make_method(name="simclr", seed=0, **change):
         options |= dict(out_dim=64, hidden_dim=32, bottleneck_dim=16, local_crops=2, local_size=16,
                         final_weight_decay=0.4, warmup_teacher_epochs=2, teacher_temperature=0.07)  # fmt: skip
         return DINO(**(options | change))
-    if name in ("moco", "mocov3", "nnclr", "supcon"):
+    if name in ("instdisc", "moco", "mocov3", "nnclr", "supcon"):
         heads = {"moco": dict(queue_size=40, key_momentum=0.9), "mocov3": dict(hidden_dim=16, solarize=0.0),
-                 "nnclr": dict(queue_size=40, predictor_dim=16), "supcon": {}}[name]  # fmt: skip
+                 "nnclr": dict(queue_size=40, predictor_dim=16), "supcon": {}, "instdisc": {}}[name]  # fmt: skip
         return METHODS[name].load()(**(options | dict(out_dim=8) | heads | change))
     if name == "supervised":
         return Supervised(**(options | change))

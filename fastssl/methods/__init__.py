@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from fastssl.methods.base import SelfSupervised, load
     from fastssl.methods.dino import DINO
+    from fastssl.methods.instdisc import InstDisc
     from fastssl.methods.mae import MAE
     from fastssl.methods.moco import MoCo
     from fastssl.methods.mocov3 import MoCoV3
@@ -25,6 +26,7 @@ __all__ = [
     "MAE",
     "METHODS",
     "NNCLR",
+    "InstDisc",
     "Method",
     "MoCo",
     "MoCoV3",
@@ -60,6 +62,15 @@ class Method(NamedTuple):
 METHODS = {
     "simclr": Method(
         "fastssl.methods.simclr", "SimCLR", "simclr_photos", "contrast of two views with NT-Xent (Chen et al. 2020)"
+    ),
+    "simclrv2": Method(
+        "fastssl.methods.simclr",
+        "SimCLR",
+        "simclrv2_photos",
+        "SimCLR with a projection of three layers (Chen et al. 2020)",
+    ),
+    "instdisc": Method(
+        "fastssl.methods.instdisc", "InstDisc", "instdisc_photos", "every image a class of its own (Wu et al. 2018)"
     ),
     "moco": Method(
         "fastssl.methods.moco", "MoCo", "moco_photos", "contrast with a queue of keys, version 2 (He et al. 2020)"

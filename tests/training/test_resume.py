@@ -19,6 +19,7 @@ from fastssl.methods.checkpoint import rng_state, set_rng_state
 RUNS = {
     "simclr": ({}, ["1-step", "3-step", "4-validation", "4-epoch"]),
     "dino": ({"name": "dino"}, ["2-step", "4-validation"]),
+    "instdisc": ({"name": "instdisc"}, ["3-step"]),
     "moco": ({"name": "moco"}, ["3-step", "4-validation"]),
     "mocov3": ({"name": "mocov3"}, ["3-step"]),
     "nnclr": ({"name": "nnclr"}, ["3-step"]),
