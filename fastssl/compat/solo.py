@@ -8,14 +8,112 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import functional
+from .. import distributed, functional
+from ..functional.supervised import positives_of
 from ..losses import NegativeCosineSimilarity
 from ..losses.arguments import check_views, default_group, linear_warmup
 from ..losses.center import Center
 from ..ops import checks
+from ..ops.precision import widened
 from .targets import TeacherProbabilities, as_logits
 
-__all__ = ["DINOLoss", "SinkhornKnopp", "byol_loss_func", "mae_loss_func", "simsiam_loss_func", "swav_loss_func"]
+__all__ = [
+    "DINOLoss", "SinkhornKnopp", "byol_loss_func", "mae_loss_func", "mocov2plus_loss_func", "mocov3_loss_func",
+    "nnclr_loss_func", "simclr_loss_func", "simsiam_loss_func", "swav_loss_func",
+]  # fmt: skip
+
+
+def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Tensor:
+    """SimCLR's loss, and with labels in place of indexes a supervised one: of each row the negative logarithm of the
+    share of its positives among the exponentials of all others.
+
+    Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020, equation 1; with more
+    than one positive, Khosla et al., "Supervised Contrastive Learning", 2020, equation 3, without 1 / |P(i)|.
+
+    Args:
+        z: projections of all views, [V N, D], float32, bfloat16, float16 or float64. Across ranks those of all of them.
+        indexes: int64 [V N], of the image, or its class.
+        temperature: above 0.
+
+    Returns:
+        The loss, [], float32 (float64 for float64). A row without a positive makes it infinite, as there. Whether each
+        row has one positive is looked up; where one has several, products are made in float64, which takes longer.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    name = "simclr_loss_func"
+    checks.check_tensor(name, "z", z, ndim=2, layout="[V N, D]")
+    checks.check_keys(name, "indexes", indexes, length=z.shape[0], device=z.device)
+    scale = checks.check_temperature(name, "temperature", temperature)
+    group = default_group(True)
+    if group is not None and group.size() > 1:
+        distributed.check_same_shape(name, "z", z, group)
+        z = distributed.gather_with_gradient(z, group)
+        indexes = distributed.all_gather_rows(indexes, group.group_name)
+    rules: dict[str, Any] = {"scale": scale, "normalize": True, "positives": "key", "exclude_self": True}
+    if bool((positives_of(indexes, indexes) == 1).all()):
+        others, positive = functional.pairwise_logsumexp(z, row_key=indexes, **rules)
+        return (others - positive).mean()
+    dtype, z = widened(z).dtype, z.double()  # a small share of several positives is a difference of nearly equal sums
+    others, _ = functional.pairwise_logsumexp(z, row_key=indexes, **rules)
+    negatives, _ = functional.pairwise_logsumexp(z, row_key=indexes, exclude_positives=True, **rules)
+    return -torch.log(-torch.expm1(negatives - others)).mean().to(dtype)
+
+
+def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
+    """MoCo's loss. He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020, equation 1.
+
+    Args:
+        query: unit rows [N, D] of the first view, float32, bfloat16, float16 or float64.
+        key: unit rows [N, D] of the second view.
+        queue: unit columns [D, K]. It is read row by row: the transpose of a matrix [K, D] costs no copy.
+        temperature: above 0.
+
+    Returns:
+        The loss, [], float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    checks.check_tensor("mocov2plus_loss_func", "queue", queue, ndim=2, layout="[D, K]")
+    return functional.info_nce(query, key, queue.T, temperature=temperature, normalize=False)
+
+
+def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
+    """MoCo v3's loss of one direction, times 2 tau. Chen, Xie and He, "An Empirical Study of Training Self-Supervised
+    Vision Transformers", 2021, algorithm 1.
+
+    Args:
+        query: predictions [N, D] of the first view, float32, bfloat16, float16 or float64.
+        key: momentum projections [N, D] of the second view; constants. Across ranks those of all of them.
+        temperature: above 0.
+
+    Returns:
+        The loss, [], float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    loss = functional.info_nce(query, key.detach(), temperature=temperature, group=default_group(True))
+    return loss * (2 * temperature)
+
+
+def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:
+    """NNCLR's loss of one direction. Dwibedi et al., "With a Little Help from My Friends", 2021, equation 2.
+
+    Args:
+        nn: nearest neighbours [N, D] of the first view, float32, bfloat16, float16 or float64.
+        p: predictions [N, D] of the second view.
+        temperature: above 0.
+
+    Returns:
+        The loss, [], float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    return functional.info_nce(nn, p, temperature=temperature)
 
 
 def swav_loss_func(preds: Sequence[Tensor], assignments: Sequence[Any], temperature: float = 0.1) -> Tensor:

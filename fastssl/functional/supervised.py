@@ -90,9 +90,7 @@ def sup_con(
             z, columns, logit_scale, labels, keys, row_offset=offset, col_offset=0, shared_by=shared_by, first_row=0,
             row_stride=1, backend=backends.forced(), **rules,
         )  # fmt: skip
-    ordered = keys.sort().values
-    # How many others have a row's label.
-    count = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels) - 1
+    count = positives_of(labels, keys)
     has_one = count > 0
     # Rows without a positive are masked before anything is computed of them: a sum over nothing is minus infinity.
     losses = torch.where(has_one, log_sum, 0.0) - positive / count.clamp(min=1)
@@ -104,3 +102,9 @@ def sup_con(
     if shared_by:  # the mean over all ranks' rows, as one process has it
         rows = distributed.sum_over_ranks(rows, shared_by) / group.size()  # type: ignore[union-attr]
     return losses.sum() / torch.where(rows > 0, rows, 1.0)
+
+
+def positives_of(labels: Tensor, among: Tensor) -> Tensor:
+    """How many others have a row's label: int64 [M], from labels [M] and those of all rows, these among them."""
+    ordered = among.sort().values
+    return torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels) - 1

@@ -145,3 +145,79 @@ def test_byol_and_simsiam(dtype, simplified):
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def published_simclr(z, indexes, temperature):
+    """With a matrix of exponentials: float16 overflows there below a temperature of 0.1."""
+    z = F.normalize(z, dim=-1)
+    similar = torch.exp(z @ z.T / temperature)
+    positive = indexes[:, None] == indexes
+    positive.fill_diagonal_(False)
+    pos, neg = (torch.where(mask, similar, 0.0).sum(1) for mask in (positive, indexes[:, None] != indexes))
+    return -torch.log(pos / (pos + neg)).mean()
+
+
+def gradients(function, *inputs):
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    loss = function(*leaves)
+    return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.parametrize("indexes", ["views", "four views", "classes"])
+@pytest.mark.parametrize(("n", "d"), [(1, 3), (5, 7), (40, 33)])
+def test_simclr(indexes, n, d):
+    z = logits(4 * n, d, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(n)
+    index = {
+        "views": torch.arange(2 * n).repeat(2),
+        "four views": torch.arange(n).repeat(4),
+        "classes": torch.cat([torch.randint(3, (2 * n,), generator=generator)] * 2),
+    }[indexes]
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        for temperature in (0.1, 0.5):
+            mine = gradients(lambda z, t=temperature: solo.simclr_loss_func(z, index, t), z.to(dtype))
+            theirs = gradients(lambda z, t=temperature: published_simclr(z, index, t), z)
+            for got, want in zip(mine, theirs, strict=True):
+                torch.testing.assert_close(
+                    got.double(), want, rtol=tolerance, atol=tolerance * max(1e-3, float(want.abs().max()))
+                )
+    assert solo.simclr_loss_func(z, torch.arange(4 * n)).isinf()
+    loss = solo.simclr_loss_func(z.half(), index, 0.05)
+    torch.testing.assert_close(loss.double(), published_simclr(z.half().double(), index, 0.05), rtol=0.02, atol=0.02)
+    with pytest.raises(TypeError, match="simclr_loss_func: indexes must be an int64 tensor"):
+        solo.simclr_loss_func(z, index.float())
+
+
+@pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 3), (5, 70, 7), (33, 200, 40)])
+def test_moco_and_nnclr(n, k, d):
+    query, key = (F.normalize(logits(n, d, dtype=torch.float64, seed=seed), dim=1) for seed in (0, 1))
+    queue = F.normalize(logits(k, d, dtype=torch.float64, seed=2), dim=1).T
+
+    def published_mocov2plus(query):
+        both = torch.cat([(query * key).sum(1, keepdim=True), query @ queue], 1) / 0.1
+        return F.cross_entropy(both, torch.zeros(n, dtype=torch.int64))
+
+    def among_each_other(rows, columns, temperature):
+        cosines = F.normalize(rows, dim=1) @ F.normalize(columns, dim=1).T
+        return F.cross_entropy(cosines / temperature, torch.arange(n))
+
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.1)):
+        k_, queue_ = key.to(dtype), queue.to(dtype)
+        pairs = (
+            (lambda q, k=k_, b=queue_: solo.mocov2plus_loss_func(q, k, b), published_mocov2plus),
+            (
+                lambda q, k=k_: solo.mocov3_loss_func(q, k),
+                lambda q: 0.4 * among_each_other(q, key, 0.2),
+            ),
+            (lambda q, k=k_: solo.nnclr_loss_func(k, q), lambda q: among_each_other(key, q, 0.1)),
+        )
+        for ours, published in pairs:
+            for got, want in zip(gradients(ours, query.to(dtype)), gradients(published, query), strict=True):
+                torch.testing.assert_close(
+                    got.double(), want, rtol=tolerance, atol=tolerance * max(0.1, float(want.abs().max()))
+                )
+    moving = key.clone().requires_grad_()
+    solo.mocov3_loss_func(query.requires_grad_(), moving).backward()
+    assert moving.grad is None  # keys are constants
+    with pytest.raises(ValueError, match="queue must"):
+        solo.mocov2plus_loss_func(query, key, queue[0])
