@@ -68,7 +68,7 @@ from fastssl.benchmarks.limits import Limits  # noqa: E402
 
 FAMILIES = (
     "soft_target", "nt_xent", "sinkhorn_knopp", "koleo", "masking", "unshuffle", "patch_loss", "augment", "training",
-    "mae",
+    "mae", "clip", "siglip", "info_nce", "sup_con",
 )  # fmt: skip
 TOTAL_SECONDS = 520  # all sections together
 # A case of few calls: the GPU is steady, and there are many cases. The backward pass alone says nothing: fastssl and

@@ -13,12 +13,16 @@ from fastssl.benchmarks import (
     cases,
     gpu,
     gpu_augment,
+    gpu_clip,
     gpu_family,
+    gpu_info_nce,
     gpu_koleo,
     gpu_masking,
     gpu_patch_loss,
+    gpu_siglip,
     gpu_sinkhorn_knopp,
     gpu_soft_target,
+    gpu_sup_con,
     gpu_unshuffle,
     limits,
     timing,
@@ -27,9 +31,14 @@ from fastssl.benchmarks.gpu_family import Target
 from fastssl.ops import registry
 from fastssl.ops.augment import chunked as augment
 from fastssl.ops.neighbors import chunked as neighbors
+from fastssl.ops.pairwise import chunked as pairwise
 from fastssl.ops.sinkhorn import chunked as sinkhorn
 from fastssl.ops.soft_target import chunked as soft_target
 
+MODULES = [
+    gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo, gpu_masking, gpu_unshuffle, gpu_patch_loss, gpu_augment, gpu_clip,
+    gpu_siglip, gpu_info_nce, gpu_sup_con,
+]  # fmt: skip
 REHEARSAL = Target("cpu", "chunked", small=True)
 CALLS = count()
 
@@ -87,6 +96,19 @@ def test_wrong_soft_target_kernels_are_caught(title, changed, says, monkeypatch)
 def test_wrong_sinkhorn_kernels_are_caught(wrong, monkeypatch):
     changed = {"potential_logsumexp": lambda *a, **k: sinkhorn.potential_logsumexp(*a, **k) + 1e-3 * wrong}
     assert bool(problems_of("sinkhorn_knopp", sinkhorn, monkeypatch, changed, "around 0")) == wrong
+
+
+@pytest.mark.parametrize("number", [None, 0, 1, 2, 3])
+def test_a_wrong_siglip_is_caught(number, monkeypatch):
+    def changed(*arguments, **keywords):
+        results = list(pairwise.siglip(*arguments, **keywords))
+        if number is not None:
+            results[number] = results[number] * (1 + 1e-3)
+        return tuple(results)
+
+    found = problems_of("siglip", pairwise, monkeypatch, {"siglip": changed}, "d 128")
+    names = ["loss", "gradient of the images", "gradient of the texts", "gradient of the scale"]
+    assert (found == []) if number is None else any(problem.startswith(names[number]) for problem in found), found
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -149,9 +171,7 @@ def test_the_share_of_a_training_step_is_a_line_of_the_report():
     assert found["lines"][0] in gpu.table([outcome])
 
 
-@pytest.mark.parametrize(
-    "module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo, gpu_masking, gpu_unshuffle, gpu_patch_loss, gpu_augment]
-)
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rsplit(".", 1)[1])
 def test_small_and_large_targets_verify_the_same_list(module):
     small, large = (module.verifications(Target(small=small)) for small in (True, False))
     assert [one.dtype for one in small] == [one.dtype for one in large]
@@ -159,9 +179,7 @@ def test_small_and_large_targets_verify_the_same_list(module):
     assert len({(one.title, one.dtype) for one in large}) == len(large)
 
 
-@pytest.mark.parametrize(
-    "module", [gpu_soft_target, gpu_sinkhorn_knopp, gpu_koleo, gpu_masking, gpu_unshuffle, gpu_patch_loss, gpu_augment]
-)
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rsplit(".", 1)[1])
 def test_every_baseline_of_a_timed_case_exists_and_one_is_compiled(module):
     timed = module.cases(Target())
     assert len({case.title for case in timed}) == len(timed)
