@@ -7,10 +7,10 @@ namespace fastssl {
 namespace FASTSSL_ISA {
 namespace pairwise {
 
-// Of as many pairs of blocks as fit into what everything else leaves of kBytes, or into as much memory again
-// as everything else takes (all of a small problem, a few of a large one): exp(x - |s|), 0 outside of the
-// log-sum, or with a running maximum the similarities c. Reading a number back costs less than the `dim`
-// multiply-adds that made it, and what is O((M + N) D) stays that.
+// exp(x - |s|), 0 outside of the log-sum, or with a running maximum the similarities c. Of as many pairs of
+// blocks as fit into what everything else leaves of kBytes: all of a small problem, a few of a large one,
+// none of a huge one. Of more where as much memory again as everything else takes holds half of them. Reading
+// a number back costs less than the `dim` multiply-adds that made it, and what is O((M + N) D) stays that.
 template <class P>
 class Kept {
  public:
@@ -21,9 +21,11 @@ class Kept {
   // The last to take from the arena.
   Kept(const Pass<P>& pass, Arena& arena) : shared_(pass.shared), rows_(pass.q.blocks), cols_(pass.k.blocks) {
     const auto used = static_cast<std::int64_t>(arena.used());
-    const std::int64_t room = kBytes - used > used ? kBytes - used : used;
-    const std::int64_t fit = room / (kBlockSize * static_cast<std::int64_t>(sizeof(Real)));
+    const std::int64_t block = kBlockSize * static_cast<std::int64_t>(sizeof(Real));
     const std::int64_t pairs = shared_ ? rows_ * (rows_ + 1) / 2 : rows_ * cols_;
+    std::int64_t room = used < kBytes ? kBytes - used : 0;
+    if (used > room && used / block >= pairs / 2) room = used;
+    const std::int64_t fit = room / block;
     count_ = pairs < fit ? pairs : fit;
     data_ = arena.take<Real>(count_ * kBlockSize);
   }
