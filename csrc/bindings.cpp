@@ -87,12 +87,15 @@ void pairwise_logsumexp_grad(const PairwiseProblem& problem, bool allow_bfloat16
   fastssl::pairwise_logsumexp_grad(problem, allow_bfloat16_product, row, col, outputs);
 }
 
-void pairwise_loss(const PairwiseProblem& problem, bool allow_bfloat16_product, double weight, Address loss,
-                   Address dq, Address dq_other, Address dscale) {
+void pairwise_loss(const PairwiseProblem& problem, bool allow_bfloat16_product, double weight,
+                   Address row_weight, Address positive_weight, Address loss, Address dq, Address dq_other,
+                   Address dscale) {
+  const fastssl::LossWeights weights{weight, pointer<const void>(row_weight),
+                                     pointer<const void>(positive_weight)};
   const LossOutputs outputs{pointer<void>(loss), pointer<void>(dq), pointer<void>(dq_other),
                             pointer<void>(dscale)};
   py::gil_scoped_release release;
-  fastssl::pairwise_loss(problem, allow_bfloat16_product, weight, outputs);
+  fastssl::pairwise_loss(problem, allow_bfloat16_product, weights, outputs);
 }
 
 void pairwise_bank(PairwiseProblem problem, bool allow_bfloat16_product, Address positive,
@@ -434,7 +437,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("row_positive_weight"), py::arg("col_lse"), py::arg("col_weight"),
         py::arg("col_positive_weight"), py::arg("dq"), py::arg("dscale"));
   m.def("pairwise_loss", &pairwise_loss, py::arg("problem"), py::kw_only(), py::arg("allow_bfloat16_product"),
-        py::arg("weight"), py::arg("loss"), py::arg("dq"), py::arg("dq_other"), py::arg("dscale"));
+        py::arg("weight"), py::arg("row_weight"), py::arg("positive_weight"), py::arg("loss"), py::arg("dq"),
+        py::arg("dq_other"), py::arg("dscale"));
   m.def("pairwise_bank", &pairwise_bank, py::arg("problem"), py::kw_only(), py::arg("allow_bfloat16_product"),
         py::arg("positive"), py::arg("positive_stride"), py::arg("weight"), py::arg("loss"), py::arg("dq"),
         py::arg("dscale"));

@@ -256,7 +256,9 @@ def test_losses_with_their_gradients_are_the_references(dtype):
     generator = torch.Generator().manual_seed(0)
     q, own, k = (torch.randn(n, 24, generator=generator).to(dtype) for n in (20, 20, 40))
     common = {"scale": 5.0, "normalize": True, "weight": 0.05, "gradient": True}
+    key, weights = torch.arange(20) % 3, torch.rand(20, generator=generator)
     for name, inputs, rules in (
+        ("weighted", (q, key, weights, -weights, None), {"positives": "key", "exclude_positives": False}),
         ("clip", (q, own, None), {}),
         ("info_nce", (q, k, own, torch.tensor(0.5)), {"row_offset": 0}),
         ("info_nce", (q, k, None, None), {"row_offset": 17}),
@@ -266,9 +268,12 @@ def test_losses_with_their_gradients_are_the_references(dtype):
             for offset in (0, 23, -3)
         ),
     ):
-        wide = [None if x is None else x.double() for x in inputs]
+        wide = [x if x is None or x.dtype == torch.int64 else x.double() for x in inputs]
+        settings = {**common, **rules}
+        if name == "weighted":
+            del settings["weight"]
         results, truth = (
-            getattr(backend, name)(*x, **rules, **common) for backend, x in ((triton, inputs), (reference, wide))
+            getattr(backend, name)(*x, **settings) for backend, x in ((triton, inputs), (reference, wide))
         )
         for got, want in zip(results, truth, strict=True):
             error = (got.double() - want).abs().max()

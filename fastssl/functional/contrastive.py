@@ -5,7 +5,7 @@ Under autocast, embeddings are cast to the autocast dtype as a matrix product wo
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -173,16 +173,32 @@ def paired(
 
 
 def in_one_call(
-    rows: tuple[Tensor, Tensor], logit_scale: Tensor | None, reduction: Reduction, group: dist.ProcessGroup | None
+    rows: tuple[Tensor, ...], logit_scale: Tensor | None, reduction: Reduction, group: dist.ProcessGroup | None
 ) -> tuple[bool, bool]:
     """Whether a gradient is wanted, and whether the operator serves that gives it with the loss."""
     differentiable = rows if logit_scale is None else (*rows, logit_scale)
     gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
-    one_is_frozen = gradient and rows[0].requires_grad != rows[1].requires_grad
+    one_is_frozen = gradient and rows[0].requires_grad != rows[-1].requires_grad
     rounded_too_early = gradient and rows[0].dtype == torch.float16  # before a loss scaler multiplies it
     exporting = torch.compiler.is_exporting()  # what will require a gradient then is not known now
     alone = group is None or group.size() == 1
     return gradient, alone and reduction != "none" and not (one_is_frozen or rounded_too_early or exporting)
+
+
+def weighted_loss(
+    z: Tensor,
+    key: Tensor | None,
+    row_weight: Tensor,
+    positive_weight: Tensor,
+    logit_scale: Tensor | None,
+    gradient: bool,
+    **rules: Any,
+) -> Tensor:
+    """sum_i row_weight_i log-sum_i - positive_weight_i positive_i over rows among themselves, in one call, []."""
+    loss, *_ = torch.ops.fastssl.weighted(
+        z, key, row_weight, -positive_weight, logit_scale, gradient=gradient, backend=backends.forced(), **rules
+    )
+    return loss
 
 
 def logsumexp_of_views(

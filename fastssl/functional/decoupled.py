@@ -7,7 +7,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops import checks
-from .contrastive import Reduction, inverse_temperature, logsumexp_of_views, paired, reduced_of_views
+from ..ops.precision import accumulator
+from .contrastive import (
+    Reduction,
+    in_one_call,
+    inverse_temperature,
+    logsumexp_of_views,
+    paired,
+    reduced_of_views,
+    weighted_loss,
+)
 from .ring import Exchange, in_ring
 
 
@@ -61,11 +70,25 @@ def dcl(
                 f"{name}: weights[{view}] must be of shape ({n},) on {z0.device}, got {tuple(weight.shape)} on "
                 f"{weight.device}"
             )
+    gradient, at_once = in_one_call((z0, z1), logit_scale, reduction, group)
+    if at_once and n > 1:  # with one image there is nothing in the sum, and the weight of that would be 0
+        mean = 1.0 if reduction == "sum" else 0.5 / n
+        rows = z0.new_full((2 * n,), mean, dtype=accumulator(z0))
+        of_positives = rows if weights is None else rows * interleaved(weights, rows)
+        return weighted_loss(
+            torch.stack((z0, z1), 1).flatten(0, 1), None, rows, of_positives, logit_scale, gradient, scale=scale,
+            normalize=normalize, positives="pair", exclude_positives=True,
+        )  # fmt: skip
     log_sum, positive = logsumexp_of_views(
         name, z0, z1, logit_scale, scale=scale, normalize=normalize, exclude_positives=True, group=group,
         exchange=exchange,
     )  # fmt: skip
     if weights is not None:
-        positive = positive * torch.stack([weight.detach().to(positive.dtype) for weight in weights], 1).flatten()
+        positive = positive * interleaved(weights, positive)
     losses = torch.where(log_sum == -torch.inf, 0.0, log_sum) - positive
     return reduced_of_views(losses, reduction)
+
+
+def interleaved(weights: tuple[Tensor, Tensor], like: Tensor) -> Tensor:
+    """Of the rows of both views, an image's next to each other: [2N]. A constant."""
+    return torch.stack([weight.detach().to(like.dtype) for weight in weights], 1).flatten()

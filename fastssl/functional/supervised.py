@@ -8,8 +8,9 @@ from torch import Tensor
 
 from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
+from ..ops.precision import widened
 from . import ring
-from .contrastive import Reduction, inverse_temperature
+from .contrastive import Reduction, in_one_call, inverse_temperature, weighted_loss
 from .precision import autocast
 from .ring import Exchange
 
@@ -76,22 +77,30 @@ def sup_con(
     rules = {
         "scale": scale, "normalize": normalize, "positives": "key", "exclude_self": True, "exclude_positives": False,
     }  # fmt: skip
-    columns, keys, shared_by, offset = None, labels, "", 0
+    keys, shared_by, offset = labels, "", 0
     if group is not None and group.size() > 1:
         distributed.check_same_shape(name, "z", z, group)
         shared_by, offset = group.group_name, z.shape[0] * group.rank()
         keys = distributed.all_gather_rows(labels, shared_by)
+    count = positives_of(labels, keys)
+    has_one = count > 0
+    gradient, at_once = in_one_call((z,), logit_scale, reduction, group)
+    if at_once:
+        weights = widened(has_one.to(z.dtype))
+        if reduction == "mean":
+            weights = weights / has_one.sum().clamp(min=1)
+        return weighted_loss(
+            z, labels, weights, weights / count.clamp(min=1), logit_scale, gradient, scale=scale, normalize=normalize,
+            positives="key", exclude_positives=False,
+        )  # fmt: skip
     if group is not None and rings:
         log_sum, positive = ring.pairwise_logsumexp(z, None, logit_scale, labels, group=group, **rules)
     else:
-        if shared_by:
-            columns = distributed.all_gather_rows(z.detach(), shared_by)
+        columns = distributed.all_gather_rows(z.detach(), shared_by) if shared_by else None
         log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
             z, columns, logit_scale, labels, keys, row_offset=offset, col_offset=0, shared_by=shared_by, first_row=0,
             row_stride=1, backend=backends.forced(), **rules,
         )  # fmt: skip
-    count = positives_of(labels, keys)
-    has_one = count > 0
     # Rows without a positive are masked before anything is computed of them: a sum over nothing is minus infinity.
     losses = torch.where(has_one, log_sum, 0.0) - positive / count.clamp(min=1)
     if reduction == "none":

@@ -75,10 +75,10 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
     dq.assign(rows * dim * size_of(dtype), '\xff');
     dk.assign(cols * dim * size_of(dtype), '\xff');
     loss = dscale = vector_of(dtype, 1, kNaN);
-    pairwise_loss(p, true, 0.5, {loss.data(), dq.data(), dk.data(), dscale.data()});
+    pairwise_loss(p, true, {0.5, nullptr, nullptr}, {loss.data(), dq.data(), dk.data(), dscale.data()});
     good = good && both_finite();
     loss = vector_of(dtype, 1, kNaN);
-    pairwise_loss(p, true, 0.5, {loss.data(), nullptr, nullptr, nullptr});
+    pairwise_loss(p, true, {0.5, nullptr, nullptr}, {loss.data(), nullptr, nullptr, nullptr});
     good = good && all_finite(loss, wide);
   }
   if (!same && scale <= kFixedShiftLimit) {
@@ -97,10 +97,14 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
     std::vector<char> other(rows / 2 * dim * size_of(dtype), '\xff');
     loss = vector_of(dtype, 1, kNaN);
     dq.assign(rows * dim * size_of(dtype), '\xff');
-    pairwise_loss(p, true, 0.5, {loss.data(), dq.data(), nullptr, dscale.data()});
+    pairwise_loss(p, true, {0.5, nullptr, nullptr}, {loss.data(), dq.data(), nullptr, dscale.data()});
     good = good && (alone || all_finite(loss, wide)) && (size_of(dtype) == 2 || all_finite(dq, wide));
     loss = vector_of(dtype, 1, kNaN);
-    pairwise_loss(p, true, 0.5, {loss.data(), nullptr, nullptr, nullptr});
+    pairwise_loss(p, true, {0, row_weight.data(), row_weight.data()},
+                  {loss.data(), dq.data(), nullptr, dscale.data()});
+    good = good && (alone || all_finite(loss, wide));
+    loss = vector_of(dtype, 1, kNaN);
+    pairwise_loss(p, true, {0.5, nullptr, nullptr}, {loss.data(), nullptr, nullptr, nullptr});
     good = good && (alone || all_finite(loss, wide));
     if (rows % 2 == 0) {
       const std::vector<char> first = matrix(dtype, rows / 2, dim, q_stride),
@@ -109,7 +113,7 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
       p.q_other = second.data();
       p.q_other_stride = k_stride;
       dq.assign(rows / 2 * dim * size_of(dtype), '\xff');
-      pairwise_loss(p, true, 0.5, {loss.data(), dq.data(), other.data(), dscale.data()});
+      pairwise_loss(p, true, {0.5, nullptr, nullptr}, {loss.data(), dq.data(), other.data(), dscale.data()});
       good = good && all_finite(loss, wide);
       good = good && (size_of(dtype) == 2 || (all_finite(dq, wide) && all_finite(other, wide)));
     }

@@ -361,6 +361,13 @@ def test_opcheck():
     for arguments in ((q, bank, key, scale), (q, bank, None, scale)):
         torch.library.opcheck(operators.info_nce, arguments, {**settings, "row_offset": 1}, test_utils=utils)
     torch.library.opcheck(operators.clip, (q, key.requires_grad_(), None), settings, test_utils=utils)
+    rules = {"scale": 1.5, "normalize": True, "gradient": True, "backend": "", "exclude_positives": False}
+    weights, key = torch.rand(4), torch.tensor([0, 1, 0, 1])
+    for arguments, positives in (
+        ((q, key, weights, -weights, scale), "key"),
+        ((q, None, weights, weights, None), "pair"),
+    ):
+        torch.library.opcheck(operators.weighted, arguments, {**rules, "positives": positives}, test_utils=utils)
     bias = torch.tensor(-1.0, requires_grad=True)
     settings |= {"bias": 0.5, "row_offset": 1}
     for numbers in ((None, None), (scale, bias)):
@@ -380,6 +387,12 @@ def test_second_derivatives_raise_and_frozen_inputs_are_refused():
         torch.ops.fastssl.info_nce(q, bank.detach(), key, None, gradient=False, **rules)
     with pytest.raises(TypeError, match="computes no float16 gradients"):
         torch.ops.fastssl.info_nce(q.half(), bank.half(), key.half(), None, gradient=True, **rules)
+    weights = torch.rand(4)
+    of_rows = {"scale": 1.0, "normalize": True, "positives": "pair", "exclude_positives": False, "gradient": True}
+    with pytest.raises(RuntimeError, match="only z and logit_scale get gradients"):
+        torch.ops.fastssl.weighted(q, None, weights.requires_grad_(), weights, None, **of_rows, backend="")
+    with pytest.raises(ValueError, match=r"weighted: positive_weight must be torch.float32 of shape \(4,\) on cpu"):
+        torch.ops.fastssl.weighted(q, None, weights, weights[:3], None, **of_rows, backend="")
     with pytest.raises(ValueError, match="row_offset must leave a column for each of the 4 rows among 5, got 2"):
         torch.ops.fastssl.info_nce(q, bank.detach(), None, None, gradient=True, **{**rules, "row_offset": 2})
 

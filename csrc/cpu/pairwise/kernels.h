@@ -88,15 +88,15 @@ void finish_both(const Pass<P>& pass, Team& team, const Products<P>& products, c
   });
 }
 
-// Both sides of all pairs: packed once, log-sums, then the gradient with the same weight for every log-sum.
+// Both sides of all pairs: packed once, log-sums, then the gradient, the weights being known.
 template <class P>
 class LossKernels {
  public:
   using Real = typename P::Real;
 
-  LossKernels(const PairwiseProblem& p, int threads, Arena& arena, double weight)
+  LossKernels(const PairwiseProblem& p, int threads, Arena& arena, const LossWeights& weights)
       : pass_(p, threads, Multiplied::kBoth, arena),
-        weight_(weight),
+        weights_(weights),
         count_(pass_.places(true) * kBlock),
         row_lse_(arena.take<Real>(count_)),
         positive_(arena.take<Real>(count_)),
@@ -121,8 +121,9 @@ class LossKernels {
       const std::int64_t first = place * kBlock;
       sums_.finish(place, row_lse_ + first, positive_ + first);
       for (std::int64_t i = first; i < first + pass_.valid_at(place); ++i) {
-        lse_weight_[i] = static_cast<Real>(weight_);
-        positive_weight_[i] = -lse_weight_[i];
+        lse_weight_[i] =
+            own_ ? static_cast<const Real*>(weights_.log_sum)[i] : static_cast<Real>(weights_.all);
+        positive_weight_[i] = own_ ? static_cast<const Real*>(weights_.positive)[i] : -lse_weight_[i];
       }
       if (pass_.is_row(place)) gradient_.prepare_rows(place);
       if (pass_.shared || !pass_.is_row(place)) gradient_.prepare_cols(pass_.block_at(place));
@@ -133,10 +134,14 @@ class LossKernels {
     double loss = 0;
     for (std::int64_t place = 0; place < pass_.places(true); ++place) {
       const std::int64_t first = place * kBlock;
-      for (std::int64_t i = first; i < first + pass_.valid_at(place); ++i)
-        loss += static_cast<double>(row_lse_[i]) - static_cast<double>(positive_[i]);
+      for (std::int64_t i = first; i < first + pass_.valid_at(place); ++i) {
+        // Not infinity times zero where a log-sum has no pairs.
+        const double w = lse_weight_[i], log_sum = w == 0 ? 0 : static_cast<double>(row_lse_[i]);
+        loss += own_ ? w * log_sum + positive_weight_[i] * static_cast<double>(positive_[i])
+                     : log_sum - static_cast<double>(positive_[i]);
+      }
     }
-    *static_cast<Real*>(out.loss) = static_cast<Real>(weight_ * loss);
+    *static_cast<Real*>(out.loss) = static_cast<Real>(own_ ? loss : weights_.all * loss);
     // Among themselves every pair was counted twice, as a row and as a column.
     *static_cast<Real*>(out.dscale) = gradient_.products().scale_gradient() / (pass_.shared ? 2 : 1);
   }
@@ -145,7 +150,8 @@ class LossKernels {
   std::int64_t first_col() const { return pass_.first_col_place() * kBlock; }
 
   Pass<P> pass_;
-  double weight_;
+  const LossWeights& weights_;
+  const bool own_ = weights_.log_sum != nullptr;                // each row's
   std::int64_t count_;                                          // rows of all places
   Real *row_lse_, *positive_, *lse_weight_, *positive_weight_;  // [count]
   GradTerms terms_, col_terms_;
@@ -225,8 +231,8 @@ void grad(const PairwiseProblem& p, const GradTerms& row, const GradTerms& col, 
 }
 
 template <class P>
-void loss(const PairwiseProblem& p, double weight, const LossOutputs& out) {
-  run<LossKernels<P>>(p, out, weight);
+void loss(const PairwiseProblem& p, const LossWeights& weights, const LossOutputs& out) {
+  run<LossKernels<P>>(p, out, weights);
 }
 
 template <class P>

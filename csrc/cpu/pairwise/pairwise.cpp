@@ -90,15 +90,25 @@ const PairwiseProducts& pick(const PairwiseProblem& p, bool allow_bfloat16_produ
 
 // The loss without gradients.
 template <class Real>
-void sum_losses(const PairwiseProblem& p, LogsumexpKernel kernel, double weight, void* loss) {
+void sum_losses(const PairwiseProblem& p, LogsumexpKernel kernel, const LossWeights& weights, void* loss) {
   const bool two_sides = p.k != nullptr;
   std::vector<Real> row_lse(p.rows), positive(p.rows), col_lse(two_sides ? p.cols : 0);
   kernel(p, {row_lse.data(), positive.data(), two_sides ? col_lse.data() : nullptr});
   double sum = 0;
-  for (Real lse : row_lse) sum += static_cast<double>(lse);
-  for (Real lse : col_lse) sum += static_cast<double>(lse);
-  for (Real logit : positive) sum -= (two_sides ? 2 : 1) * static_cast<double>(logit);
-  *static_cast<Real*>(loss) = static_cast<Real>(weight * sum);
+  if (weights.log_sum != nullptr) {
+    const auto *w = static_cast<const Real*>(weights.log_sum),
+               *of_positive = static_cast<const Real*>(weights.positive);
+    for (std::int64_t i = 0; i < p.rows; ++i) {
+      sum += (w[i] == 0 ? 0 : static_cast<double>(w[i]) * row_lse[i]) +
+             static_cast<double>(of_positive[i]) * positive[i];
+    }
+  } else {
+    for (Real lse : row_lse) sum += static_cast<double>(lse);
+    for (Real lse : col_lse) sum += static_cast<double>(lse);
+    for (Real logit : positive) sum -= (two_sides ? 2 : 1) * static_cast<double>(logit);
+    sum *= weights.all;
+  }
+  *static_cast<Real*>(loss) = static_cast<Real>(sum);
 }
 
 }  // namespace
@@ -130,7 +140,7 @@ void pairwise_logsumexp_grad(PairwiseProblem p, bool allow_bfloat16_product, con
   pick(p, allow_bfloat16_product).grad(p, row, columns, outputs);
 }
 
-void pairwise_loss(PairwiseProblem p, bool allow_bfloat16_product, double weight,
+void pairwise_loss(PairwiseProblem p, bool allow_bfloat16_product, const LossWeights& weights,
                    const LossOutputs& outputs) {
   DenseKeys keys;
   check_and_complete(p, keys);
@@ -138,16 +148,19 @@ void pairwise_loss(PairwiseProblem p, bool allow_bfloat16_product, double weight
           "pairwise_loss: the columns must be the rows, or as many");
   require(p.k == nullptr || p.q_other == nullptr, "pairwise_loss: k and q_other exclude each other");
   require(outputs.loss != nullptr, "pairwise_loss: loss must not be null");
+  require((weights.log_sum == nullptr) == (weights.positive == nullptr) &&
+              (weights.log_sum == nullptr || p.k == nullptr),
+          "pairwise_loss: weights of log-sums and of positives go together, and not with k");
   const PairwiseProducts& chosen = pick(p, allow_bfloat16_product);
   if (outputs.dq == nullptr) {
-    (p.dtype == DType::kFloat64 ? sum_losses<double> : sum_losses<float>)(p, chosen.logsumexp, weight,
+    (p.dtype == DType::kFloat64 ? sum_losses<double> : sum_losses<float>)(p, chosen.logsumexp, weights,
                                                                           outputs.loss);
     return;
   }
   require(outputs.dscale != nullptr, "pairwise_loss: with dq, dscale must not be null");
   require((outputs.dq_other == nullptr) == (p.q_other == nullptr && p.k == nullptr),
           "pairwise_loss: q_other and k need dq_other");
-  chosen.loss(p, weight, outputs);
+  chosen.loss(p, weights, outputs);
 }
 
 void pairwise_bank(PairwiseProblem p, bool allow_bfloat16_product, double weight,

@@ -64,8 +64,16 @@ struct GradOutputs {
   void* dscale;  // [] Real
 };
 
+// What a loss weighs: every log-sum by `all` and every positive by minus that, or each by its own.
+struct LossWeights {
+  double all;
+  const void* log_sum;   // null, or [rows] Real: only without k. Where it is 0 the log-sum is not looked at.
+  const void* positive;  // [rows] Real, with log_sum
+};
+
 struct LossOutputs {
-  void* loss;  // [] Real: weight x the sum of log-sum - positive over the rows and, with k, over the columns
+  void* loss;  // [] Real: the weighted sum of log-sums and positives over the rows and, with k, over the
+               // columns
   // All null where no gradient is wanted.
   void* dq;        // [rows, dim] or, with q_other, [rows / 2, dim]; `dtype`, contiguous
   void* dq_other;  // with q_other: [rows / 2, dim]; with k: [cols, dim]
@@ -96,7 +104,7 @@ constexpr double kFixedShiftLimit = 30;
 using LogsumexpKernel = void (*)(const PairwiseProblem&, const LogsumexpOutputs&);
 using GradKernel = void (*)(const PairwiseProblem&, const GradTerms& row, const GradTerms& col,
                             const GradOutputs&);
-using LossKernel = void (*)(const PairwiseProblem&, double weight, const LossOutputs&);
+using LossKernel = void (*)(const PairwiseProblem&, const LossWeights&, const LossOutputs&);
 using BankKernel = void (*)(const PairwiseProblem&, double weight, const BankOutputs&);
 using SigmoidKernel = void (*)(const PairwiseProblem&, double bias, double weight, const SigmoidOutputs&);
 
@@ -135,7 +143,7 @@ void pairwise_logsumexp_grad(PairwiseProblem problem, bool allow_bfloat16_produc
                              const GradTerms& col, const GradOutputs& outputs);
 // Loss and gradient of rows among themselves (k null), or of rows against columns and columns against rows:
 // packed once, and where there is room what the log-sums computed is not computed again for the gradient.
-void pairwise_loss(PairwiseProblem problem, bool allow_bfloat16_product, double weight,
+void pairwise_loss(PairwiseProblem problem, bool allow_bfloat16_product, const LossWeights& weights,
                    const LossOutputs& outputs);
 
 // Loss and gradient of rows against columns that need no gradient, in one pass over them: exponentials are

@@ -195,6 +195,7 @@ def pairwise_logsumexp_grad(
 nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
 clip = partial(composed.clip, pairwise_logsumexp, pairwise_logsumexp_grad)
 info_nce = partial(composed.info_nce, pairwise_logsumexp, pairwise_logsumexp_grad)
+weighted = partial(composed.weighted, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 
 def siglip(

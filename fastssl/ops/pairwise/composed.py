@@ -115,6 +115,40 @@ def info_nce(
     return loss, dq.to(q.dtype), d_scale + (of_positive * cosine).sum()
 
 
+def weighted(
+    logsumexp: Callable[..., tuple[Tensor, Tensor]],
+    logsumexp_grad: Callable[..., tuple[Tensor, Tensor]],
+    z: Tensor,  # [M, D]
+    key: Tensor | None,  # [M]
+    row_weight: Tensor,  # [M]
+    positive_weight: Tensor,  # [M]
+    logit_scale: Tensor | None,  # []
+    *,
+    scale: float,
+    normalize: bool,
+    positives: str,
+    exclude_positives: bool,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sum_i row_weight_i log-sum_i + positive_weight_i positive_i [], of rows among themselves without their own pairs;
+    its gradient [M, D], and its derivative with respect to the full scale [].
+
+    A log-sum whose weight is 0 is not looked at: it may be minus infinity.
+    """
+    rules = {
+        "scale": scale, "normalize": normalize, "positives": positives, "row_key": key, "col_key": key,
+        "exclude_self": True, "exclude_positives": exclude_positives, "row_offset": 0, "col_offset": 0,
+    }  # fmt: skip
+    log_sum, positive = logsumexp(z, None, logit_scale, **rules)
+    loss = (torch.where(row_weight == 0, 0.0, log_sum * row_weight) + positive * positive_weight).sum()
+    if not gradient:
+        return loss, z.new_empty((0,)), torch.zeros_like(loss)
+    dz, d_scale = logsumexp_grad(
+        z, None, logit_scale, log_sum, row_weight, positive_weight, None, None, None, row_step=1, **rules
+    )
+    return loss, dz, d_scale / 2  # every pair was counted as a row's and as a column's
+
+
 def own_columns(q: Tensor, k: Tensor, positive: Tensor | None, row_offset: int) -> tuple[bool, Tensor]:
     """Whether the rows' positives stand among the columns, and the positives."""
     if positive is not None:

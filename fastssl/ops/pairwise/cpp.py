@@ -20,6 +20,7 @@ from . import composed
 
 __all__ = [
     "clip", "info_nce", "nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "siglip", "unsupported_reason",
+    "weighted",
 ]  # fmt: skip
 
 # The numbers of the enum in csrc/cpu/pairwise/pairwise.h.
@@ -105,7 +106,7 @@ def nt_xent(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``composed.nt_xent``; one kernel, to which the views are the even and the odd rows of one matrix."""
     return _loss_of_both(
-        kernels().pairwise_loss, z0, z1, logit_scale, True, gradient, scale=scale, normalize=normalize,
+        _uniform(kernels().pairwise_loss), z0, z1, logit_scale, True, gradient, scale=scale, normalize=normalize,
         positives="pair", exclude_self=True, weight=weight,
     )  # fmt: skip
 
@@ -122,9 +123,51 @@ def clip(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``composed.clip``; one kernel, whose products serve both directions."""
     return _loss_of_both(
-        kernels().pairwise_loss, x, y, logit_scale, False, gradient, scale=scale, normalize=normalize,
+        _uniform(kernels().pairwise_loss), x, y, logit_scale, False, gradient, scale=scale, normalize=normalize,
         positives="diagonal", weight=weight,
     )  # fmt: skip
+
+
+def _uniform(kernel: Callable[..., None]) -> Callable[..., None]:
+    """A kernel that can weigh each row on its own, with one weight for all."""
+    return partial(kernel, row_weight=0, positive_weight=0)
+
+
+def weighted(
+    z: Tensor,  # [M, D]
+    key: Tensor | None,  # [M]
+    row_weight: Tensor,  # [M]
+    positive_weight: Tensor,  # [M]
+    logit_scale: Tensor | None,  # []
+    *,
+    scale: float,
+    normalize: bool,
+    positives: str,
+    exclude_positives: bool,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``composed.weighted``; one kernel."""
+    loss = torch.empty((), dtype=accumulator(z))
+    d_scale = torch.empty_like(loss) if gradient else torch.zeros_like(loss)
+    dz = z.new_empty(z.shape if gradient else (0,))
+    z, key = unit_stride(z), contiguous(key)
+    weights = [contiguous(vector) for vector in (row_weight, positive_weight)]
+    problem = _problem(
+        z, None, logit_scale, key, key, 0, 0, row_step=1, scale=scale, normalize=normalize, positives=positives,
+        exclude_self=True, exclude_positives=exclude_positives,
+    )  # fmt: skip
+    kernels().pairwise_loss(
+        problem,
+        allow_bfloat16_product=allow_bfloat16_product(),
+        weight=0.0,
+        row_weight=address(weights[0]),
+        positive_weight=address(weights[1]),
+        loss=loss.data_ptr(),
+        dq=dz.data_ptr() if gradient else 0,
+        dq_other=0,
+        dscale=d_scale.data_ptr() if gradient else 0,
+    )
+    return loss, dz, d_scale
 
 
 def siglip(

@@ -8,6 +8,11 @@
     rows that each have one positive, against columns that want no gradient (a queue, a momentum encoder's keys).
 ``siglip``
     all pairs of rows of two sets, each a yes or a no of its own.
+``weighted``
+    any weighted sum of the log-sums and positive logits of rows among themselves (labels, decoupled losses).
+
+``weighted``
+    any weighted sum of rows' log-sums and positive logits, of rows among themselves (labels, decoupled losses).
 
 Each returns weight x the sum of its losses, the gradients of that for its inputs, and its derivatives by the full scale
 (and bias); backward multiplies them. Without ``gradient`` they are empty or undefined. ``composed.py`` has the
@@ -25,6 +30,7 @@ from torch import Tensor
 from .. import checks
 from ..precision import accumulator
 from ..registry import define, define_gradient
+from .op import POSITIVES
 
 _RULES = "float scale, bool normalize, float weight, bool gradient, str backend"
 
@@ -73,6 +79,28 @@ def _check_siglip(x: Tensor, y: Tensor, *, gradient: bool, **rules: Any) -> None
         checks.check_same("siglip", attribute, ("x", x), ("y", y))
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"siglip: x and y must have the same D, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
+
+
+def _check_weighted(
+    z: Tensor,
+    key: Tensor | None,
+    row_weight: Tensor,
+    positive_weight: Tensor,
+    *,
+    positives: str,
+    gradient: bool,
+    **rules: Any,
+) -> None:
+    _check("weighted", {"z": z}, gradient)
+    checks.check_choice("weighted", "positives", positives, POSITIVES)
+    if positives == "key":
+        checks.check_keys("weighted", "key", key, length=z.shape[0], device=z.device)
+    for name, vector in (("row_weight", row_weight), ("positive_weight", positive_weight)):
+        if vector.shape != z.shape[:1] or vector.dtype != accumulator(z) or vector.device != z.device:
+            raise ValueError(
+                f"weighted: {name} must be {accumulator(z)} of shape ({z.shape[0]},) on {z.device}, got {vector.dtype} "
+                f"of shape {tuple(vector.shape)} on {vector.device}"
+            )
 
 
 def _define(
@@ -135,6 +163,12 @@ _define(
     f"info_nce(Tensor q, Tensor k, Tensor? positive, Tensor? logit_scale, *, SymInt row_offset, {_RULES})",
     _check_info_nce,
     ("q",),
+)
+_define(
+    "weighted(Tensor z, Tensor? key, Tensor row_weight, Tensor positive_weight, Tensor? logit_scale, *, float scale, "
+    "bool normalize, str positives, bool exclude_positives, bool gradient, str backend)",
+    _check_weighted,
+    ("z",),
 )
 # The positive of row i is column row_offset + i, where there is such a column.
 _define(

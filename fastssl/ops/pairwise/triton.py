@@ -32,6 +32,7 @@ from .triton_problem import Problem, Weights
 
 __all__ = [
     "clip", "info_nce", "nt_xent", "pairwise_logsumexp", "pairwise_logsumexp_grad", "siglip", "unsupported_reason",
+    "weighted",
 ]  # fmt: skip
 
 # Largest G that is written at once (rows x columns). 2^27 elements: 256 MB in 16 bits, 512 MB in float32.
@@ -109,6 +110,7 @@ def pairwise_logsumexp_grad(
 nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
 clip = partial(composed.clip, pairwise_logsumexp, pairwise_logsumexp_grad)
 info_nce = partial(composed.info_nce, pairwise_logsumexp, pairwise_logsumexp_grad)
+weighted = partial(composed.weighted, pairwise_logsumexp, pairwise_logsumexp_grad)
 
 
 def siglip(
