@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastssl
 from fastssl import distributed, functional, losses
+from fastssl.ops import registry
 
 N, FEATURES, D = 12, 10, 8  # images in the global batch, input features, embedding dimension or prototypes
 
@@ -262,6 +263,38 @@ def uneven_ring(rank, world_size):
     except ValueError as error:
         return str(error)
     return "no error"
+
+
+def ring_elsewhere(rank, world_size):
+    """A backward pass outside of the block that chose the backend, one of the keys alone, and a second derivative."""
+    q, k = (torch.randn(5, D, generator=torch.Generator().manual_seed(rank + 10 * i)) for i in range(2))
+    q, k = q.requires_grad_(), k.requires_grad_()
+    over = {"group": dist.group.WORLD, "exchange": "ring"}
+    used = []
+    choose = registry.backend_module
+    registry.backend_module = lambda family, backend: used.append(backend) or choose(family, backend)
+    try:
+        with fastssl.backend("chunked"):
+            loss = functional.info_nce(q, k, **over)
+        (gradient,) = torch.autograd.grad(loss, q, create_graph=True)
+    finally:
+        registry.backend_module = choose
+    keys_alone = torch.autograd.grad(functional.info_nce(q.detach(), k, **over), k)[0]
+    both = torch.autograd.grad(functional.info_nce(q, k, **over), k)[0]
+    try:
+        gradient.sum().backward()
+        second = "no error"
+    except RuntimeError as error:
+        second = str(error)
+    compiled = torch.compile(lambda q, k: functional.clip(q, k, 5.0, **over) * 2.0, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k), functional.clip(q, k, 5.0, **over) * 2.0)
+    uneven = torch.randn(3 + rank, D)
+    try:
+        compiled(uneven, uneven)
+        message = "no error"
+    except ValueError as error:
+        message = str(error)
+    return sorted(set(used)), torch.equal(keys_alone, both), second, message
 
 
 def ring_in_bfloat16(rank, world_size):

@@ -12,6 +12,7 @@ from ranks import (
     Objective,
     frozen_view_step,
     global_batch,
+    ring_elsewhere,
     ring_in_bfloat16,
     ring_memory,
     ring_order,
@@ -76,7 +77,7 @@ def results(world_size):
     """Every call's results by rank: all in the same processes, since starting them takes most of the time."""
     calls = [(train_step, *step) for step in STEPS[world_size]]
     if world_size == 2:
-        calls += [(frozen_view_step,), (uneven_step,), (uneven_ring,)]
+        calls += [(frozen_view_step,), (uneven_step,), (uneven_ring,), (ring_elsewhere,)]
     if world_size == 4:
         calls += [(ring_memory,), (ring_order,), (ring_in_bfloat16,)]
     return dict(zip(calls, run_ranks(world_size, calls), strict=True))
@@ -138,6 +139,13 @@ def test_a_ring_sends_before_it_computes():
         blocks = [event for event in events if isinstance(event, int)]
         assert blocks == [(rank - step) % 4 for step in range(4)]
         assert [0 if isinstance(event, int) else event for event in events] == turn * 3 + [0]
+
+
+def test_a_ring_keeps_its_backend_and_leaves_out_what_nobody_wants():
+    for used, same, second, message in results(2)[ring_elsewhere,]:
+        assert used == ["chunked"] and same
+        assert second != "no error"
+        assert message == "clip: image must have the same shape on every rank, got [(3, 8), (4, 8)] by rank"
 
 
 def test_a_ring_in_bfloat16():

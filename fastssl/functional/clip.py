@@ -73,20 +73,22 @@ def clip(
         "scale": scale, "normalize": normalize, "positives": "diagonal", "exclude_self": False,
         "exclude_positives": False,
     }  # fmt: skip
+    if group is not None and rings:
+        of_image, image_positive, of_text, text_positive = ring.pairwise_logsumexp_both_ways(
+            image, text, scale_tensor, caller=(name, "image"), group=group, **rules
+        )
+        return reduced(torch.cat((of_image - image_positive, of_text - text_positive)), reduction)
+
     columns, offset = (text, image), 0
     if group is not None and group.size() > 1:
         distributed.check_same_shape(name, "image", image, group)
-    if group is not None and group.size() > 1 and not rings:
         texts, images = distributed.gather_with_gradient(torch.stack((text, image), 1), group).unbind(1)
         columns, offset = (texts, images), image.shape[0] * group.rank()
     losses = []
     for rows, others in zip((image, text), columns, strict=True):
-        if group is not None and rings:
-            log_sum, positive = ring.pairwise_logsumexp(rows, others, scale_tensor, group=group, **rules)
-        else:
-            log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
-                rows, others, scale_tensor, None, None, row_offset=offset, col_offset=0, shared_by="", first_row=0,
-                row_stride=1, backend=backends.forced(), **rules,
-            )  # fmt: skip
+        log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
+            rows, others, scale_tensor, None, None, row_offset=offset, col_offset=0, shared_by="", first_row=0,
+            row_stride=1, backend=backends.forced(), **rules,
+        )  # fmt: skip
         losses.append(log_sum - positive)
     return reduced(torch.cat(losses), reduction)

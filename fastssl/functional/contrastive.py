@@ -221,10 +221,9 @@ def logsumexp_of_views(
     n, d = z0.shape
     z = torch.stack((z0, z1), dim=1).reshape(2 * n, d)
     if group is not None and ring.in_ring(name, exchange, group):
-        distributed.check_same_shape(name, "z0", z0, group)
         return ring.pairwise_logsumexp(
-            z, None, logit_scale, group=group, scale=scale, normalize=normalize, positives="pair", exclude_self=True,
-            exclude_positives=exclude_positives,
+            z, None, logit_scale, caller=(name, "z0 and z1"), group=group, scale=scale, normalize=normalize,
+            positives="pair", exclude_self=True, exclude_positives=exclude_positives,
         )  # fmt: skip
     first_row, row_stride = 0, 1
     if torch.is_grad_enabled() and z0.requires_grad != z1.requires_grad:  # no work for the frozen one

@@ -102,13 +102,13 @@ def info_nce(
 
     columns, row_offset = key if negatives is None else negatives, 0
     if group is not None and not alone:
-        distributed.check_same_shape(name, "query", query, group)
         if rings:
             log_sum, positive = ring.pairwise_logsumexp(
-                query, key, logit_scale, group=group, scale=scale, normalize=normalize, positives="diagonal",
-                exclude_self=False, exclude_positives=False,
+                query, key, logit_scale, caller=(name, "query"), group=group, scale=scale, normalize=normalize,
+                positives="diagonal", exclude_self=False, exclude_positives=False,
             )  # fmt: skip
             return reduced(log_sum - positive, reduction)
+        distributed.check_same_shape(name, "query", query, group)
         columns = distributed.gather_with_gradient(key, group)
         row_offset = key.shape[0] * group.rank()
 

@@ -40,6 +40,7 @@ def pairwise_logsumexp(
     logit_scale: Tensor | None,
     keys: Tensor | None = None,
     *,
+    caller: tuple[str, str],
     group: dist.ProcessGroup,
     **rules: Any,
 ) -> tuple[Tensor, Tensor]:
@@ -50,9 +51,11 @@ def pairwise_logsumexp(
         k: this rank's columns, [N, D], at the same places; None: the rows.
         logit_scale: tensor with one element, or None.
         keys: int64 [N], of rows which are columns, for positives by key.
+        caller: names of the function and of its argument, for the error where ranks have other shapes.
         group: whose ranks hold the other columns, each as many.
         **rules: scale, normalize, positives, exclude_self, exclude_positives.
     """
+    distributed.check_same_shape(*caller, q, group)
     return _Logsumexp.apply(q, k, logit_scale, keys, group, rules)
 
 
@@ -80,7 +83,7 @@ class _Logsumexp(torch.autograd.Function):
             )  # fmt: skip
             log_sum = torch.logaddexp(log_sum, here[0])
             positive += here[1]
-        ctx.group, ctx.rules = group, rules
+        ctx.group, ctx.rules, ctx.backend = group, rules, backends.forced()
         ctx.save_for_backward(q, k, logit_scale, keys, log_sum)
         return log_sum, positive
 
@@ -93,7 +96,7 @@ class _Logsumexp(torch.autograd.Function):
         has_positives = rules["positives"] != "none"
         of_rows = log_sum, d_log_sum.contiguous(), d_positive.contiguous() if has_positives else None
         n, rank = q.shape[0], group.rank()
-        # Every rank takes part in every exchange, whatever it wants of it: the others wait for its block.
+        # Ranks want the same gradients: one that left an exchange out would keep the others waiting for its block.
         of_all = distributed.all_gather_vectors(of_rows, group.group_name)
 
         def gradient(
@@ -103,22 +106,24 @@ class _Logsumexp(torch.autograd.Function):
             return torch.ops.fastssl.pairwise_logsumexp_grad(
                 rows, None if own else columns, logit_scale, *of_own, *(_ABSENT if own else of_columns), keys,
                 column_keys[0] if column_keys else None, row_offset=n * rank, col_offset=n * from_rank, row_step=1,
-                backend=backends.forced(), **rules,
+                backend=ctx.backend, **rules,
             )  # fmt: skip
 
         def at(other: int) -> list[Tensor | None]:
             return [None if vector is None else vector[n * other : n * (other + 1)] for vector in of_all]
 
         # Blocks' shares are added up in the accumulator's precision and rounded once more.
-        dq = torch.zeros_like(q, dtype=accumulator(q))
-        dk = d_scale = None
+        dq = dk = d_scale = None
         total = log_sum.new_zeros(())
-        travelling = [q if k is None else k] + ([] if keys is None else [keys])
-        for other, (columns, *column_keys) in distributed.ring_blocks(travelling, group):
-            of_columns = at(other) if k is None else _ABSENT
-            here, by_scale = gradient(q, columns, other, of_rows, of_columns, column_keys)
-            dq += here
-            total += by_scale
+        if need_q or need_scale or k is None:
+            dq = torch.zeros_like(q, dtype=accumulator(q))
+            travelling = [q if k is None else k] + ([] if keys is None else [keys])
+            for other, (columns, *column_keys) in distributed.ring_blocks(travelling, group):
+                of_columns = at(other) if k is None else _ABSENT
+                here, by_scale = gradient(q, columns, other, of_rows, of_columns, column_keys)
+                dq += here
+                total += by_scale
+            dq = dq.to(q.dtype)
         if k is not None and need_k:  # the rows pass by the columns: no gradient has to travel
             dk = torch.zeros_like(k, dtype=accumulator(k))
             for other, (rows,) in distributed.ring_blocks([q], group):
@@ -127,7 +132,73 @@ class _Logsumexp(torch.autograd.Function):
         if need_scale:
             # Among themselves every logit was counted from its row and from its column.
             d_scale = (total * rules["scale"] * (0.5 if k is None else 1.0)).to(logit_scale.dtype)
-        return dq.to(q.dtype) if need_q else None, dk, d_scale, None, None, None
+        return dq if need_q else None, dk, d_scale, None, None, None
+
+
+@torch.compiler.disable
+def pairwise_logsumexp_both_ways(
+    x: Tensor, y: Tensor, logit_scale: Tensor | None, *, caller: tuple[str, str], group: dist.ProcessGroup, **rules: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-sums and positive logits of x's rows over all ranks' y, and of y's rows over all ranks' x: four times [N].
+
+    Args:
+        x: this rank's rows of one set, [N, D].
+        y: those of the other, [N, D].
+        logit_scale: tensor with one element, or None.
+        caller: as above.
+        group: whose ranks hold the other rows, each as many.
+        **rules: scale, normalize, positives, exclude_self, exclude_positives.
+    """
+    distributed.check_same_shape(*caller, x, group)
+    return _BothWays.apply(x, y, logit_scale, group, rules)
+
+
+class _BothWays(torch.autograd.Function):
+    """One trip of both sets. In the backward pass one product gives what a row gets as a row and as a column."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, logit_scale: Tensor | None, group: dist.ProcessGroup, rules: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        n, sides = x.shape[0], (x, y)
+        log_sums = [side.new_full((n,), -torch.inf, dtype=accumulator(side)) for side in sides]
+        positives = [torch.zeros_like(log_sum) for log_sum in log_sums]
+        for rank, blocks in distributed.ring_blocks(sides, group):
+            for i, (rows, columns) in enumerate(zip(sides, reversed(blocks), strict=True)):
+                log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
+                    rows, columns, logit_scale, None, None, row_offset=n * group.rank(), col_offset=n * rank,
+                    shared_by="", first_row=0, row_stride=1, backend=backends.forced(), **rules,
+                )  # fmt: skip
+                log_sums[i] = torch.logaddexp(log_sums[i], log_sum)
+                positives[i] += positive
+        ctx.group, ctx.rules, ctx.backend = group, rules, backends.forced()
+        ctx.save_for_backward(x, y, logit_scale, *log_sums)
+        return log_sums[0], positives[0], log_sums[1], positives[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, logit_scale, *log_sums = ctx.saved_tensors
+        group, n, sides = ctx.group, x.shape[0], (x, y)
+        terms = [(log_sums[i], incoming[2 * i].contiguous(), incoming[2 * i + 1].contiguous()) for i in range(2)]
+        gathered = distributed.all_gather_vectors([*terms[0], *terms[1]], group.group_name)
+        gradients = [torch.zeros_like(side, dtype=accumulator(side)) for side in sides]
+        total = log_sums[0].new_zeros(())
+        for rank, blocks in distributed.ring_blocks(sides, group):
+            at_rank = [None if vector is None else vector[n * rank : n * (rank + 1)] for vector in gathered]
+            for i, (rows, columns) in enumerate(zip(sides, reversed(blocks), strict=True)):
+                here, by_scale = torch.ops.fastssl.pairwise_logsumexp_grad(
+                    rows, columns, logit_scale, *terms[i], *(at_rank[:3] if i else at_rank[3:]), None, None,
+                    row_offset=n * group.rank(), col_offset=n * rank, row_step=1, backend=ctx.backend, **ctx.rules,
+                )  # fmt: skip
+                gradients[i] += here
+                total += by_scale if i == 0 else 0.0  # of each pair once: this rank's x with all y
+        d_scale = (total * ctx.rules["scale"]).to(logit_scale.dtype) if ctx.needs_input_grad[2] else None
+        results = (
+            gradient.to(side.dtype) if wanted else None
+            for gradient, side, wanted in zip(gradients, sides, ctx.needs_input_grad, strict=False)
+        )
+        return *results, d_scale, None, None
 
 
 @torch.compiler.disable
@@ -137,6 +208,7 @@ def siglip(
     logit_scale: Tensor | None,
     logit_bias: Tensor | None,
     *,
+    caller: tuple[str, str],
     group: dist.ProcessGroup,
     **rules: Any,
 ) -> Tensor:
@@ -147,9 +219,11 @@ def siglip(
         y: this rank's columns, [N, D].
         logit_scale: tensor with one element, or None.
         logit_bias: the same.
+        caller: as above.
         group: whose ranks hold the other columns, each as many.
         **rules: scale, bias, normalize, weight, gradient.
     """
+    distributed.check_same_shape(*caller, x, group)
     return _SigLip.apply(x, y, logit_scale, logit_bias, group, rules)
 
 

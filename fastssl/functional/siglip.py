@@ -71,9 +71,8 @@ def siglip(
         else:
             numbers[i] = checks.check_number(name, argument, value)
     columns, offset = text, 0
-    if group is not None and group.size() > 1:
-        distributed.check_same_shape(name, "image", image, group)
     if group is not None and group.size() > 1 and not rings:
+        distributed.check_same_shape(name, "image", image, group)
         columns, offset = distributed.gather_with_gradient(text, group), image.shape[0] * group.rank()
     differentiable = (image, columns, *(tensor for tensor in tensors if tensor is not None))
     gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
@@ -84,7 +83,7 @@ def siglip(
         "weight": 1.0 if reduction == "sum" else 1.0 / image.shape[0],
     }  # fmt: skip
     if group is not None and rings:
-        return ring.siglip(image, columns, *tensors, group=group, **rules)
+        return ring.siglip(image, columns, *tensors, caller=(name, "image"), group=group, **rules)
     loss, *_ = torch.ops.fastssl.siglip(
         image, columns, *tensors, row_offset=offset, backend=backends.forced(), **rules
     )  # fmt: skip

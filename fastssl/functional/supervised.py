@@ -94,7 +94,9 @@ def sup_con(
             positives="key", exclude_positives=False,
         )  # fmt: skip
     if group is not None and rings:
-        log_sum, positive = ring.pairwise_logsumexp(z, None, logit_scale, labels, group=group, **rules)
+        log_sum, positive = ring.pairwise_logsumexp(
+            z, None, logit_scale, labels, caller=(name, "z"), group=group, **rules
+        )
     else:
         columns = distributed.all_gather_rows(z.detach(), shared_by) if shared_by else None
         log_sum, positive = torch.ops.fastssl.pairwise_logsumexp(
