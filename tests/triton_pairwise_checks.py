@@ -33,6 +33,7 @@ SMALL_TILES = {
     "symmetric": Tile(16, 16, 32, 4, 2),
     "gradient": Tile(16, 32, 0, 4, 2),
     "pair_weights": Tile(32, 16, 32, 4, 2),
+    "bank": Tile(16, 32, 0, 4, 2),
     "sigmoid": Tile(16, 32, 0, 4, 2),
     "sigmoid_weights": Tile(32, 16, 32, 4, 2),
 }
@@ -262,6 +263,8 @@ def test_losses_with_their_gradients_are_the_references(dtype):
         ("clip", (q, own, None), {}),
         ("info_nce", (q, k, own, torch.tensor(0.5)), {"row_offset": 0}),
         ("info_nce", (q, k, None, None), {"row_offset": 17}),
+        ("info_nce", (q, k, None, None), {"row_offset": 3, "scale": 40.0}),
+        ("info_nce", (own, q, None, None), {"row_offset": 0}),
         *(
             ("siglip", (q, k, *numbers), {"row_offset": offset, "bias": -4.0})
             for numbers in ((None, None), (torch.tensor(1.5), torch.tensor(-1.0)))
@@ -295,3 +298,23 @@ def test_siglip_in_splits_and_chunks(monkeypatch, dtype, d):
         assert error < (1e-5 if dtype == torch.float32 else 0.02) * want.abs().max()
     alone, *_ = triton.siglip(x, y, None, None, **rules, gradient=False)
     assert abs(alone - truth[0]) < (1e-5 if dtype == torch.float32 else 0.02) * truth[0]
+
+
+@pytest.mark.parametrize("scale", [10.0, 60.0])
+@pytest.mark.parametrize(("m", "n", "d"), [(1, 1, 5), (40, 700, 24), (33, 130, 200), (20, 90, 300)])
+def test_a_bank_in_one_pass(m, n, d, scale):
+    """Splits of the columns, tails on both sides, NaN, and one column that is the row's own: nothing else is left."""
+    generator = torch.Generator().manual_seed(m)
+    q, own, bank = (torch.randn(rows, d, generator=generator).bfloat16() for rows in (m, m, n))
+    rules = {"scale": scale, "normalize": True, "weight": 1 / m, "gradient": True}
+    wide = [x.double() for x in (q, bank, own)]
+    for positive, offset in ((own, 0), (None, 0 if n >= m else None)):
+        if offset is None:
+            continue
+        results = triton.info_nce(q, bank, positive, None, row_offset=offset, **rules)
+        truth = reference.info_nce(*wide[:2], None if positive is None else wide[2], None, row_offset=offset, **rules)
+        for got, want in zip(results, truth, strict=True):
+            assert (got.double() - want).abs().max() <= 0.03 * want.abs().max() + 1e-6
+    bank[-1, 0] = torch.nan
+    loss, gradient, _ = triton.info_nce(q, bank, own, None, row_offset=0, **rules)
+    assert loss.isnan() and gradient.isnan().any(1).all()

@@ -71,6 +71,8 @@ def variants(major: int) -> list[Variant]:
         elif kernel in ("gradient", "pair_weights"):
             build = gradient_variant if kernel == "gradient" else pair_weights_variant
             out += [build(kind, dimension, tile, online=online) for online in (False, True)]
+        elif kernel == "bank":
+            out += [_bank_variant(kind, dimension, tile, online=online) for online in (False, True)]
         else:
             out.append(_sigmoid_variant(kernel, kind, dimension, tile))
     if major == 9:
@@ -201,6 +203,26 @@ def pair_weights_variant(kind: str, dimension: int, tile: Tile, *, online: bool,
         signature,
         constants,
     )
+
+
+def _bank_variant(kind: str, dimension: int, tile: Tile, *, online: bool) -> Variant:
+    """Columns without a gradient, of which each row leaves one out."""
+    signature = {
+        **_operands(kind),
+        **dict.fromkeys(("p_out", "p_sums"), "*fp32"),
+        **({"p_logit_scale": "*fp32"} if online else {}),
+        **dict.fromkeys((*_INTEGERS, "tiles_per_split"), "i32"),
+        "scale": "fp32",
+    }
+    constants = {
+        **_tile(dimension, tile),
+        **_arithmetic(kind),
+        **(_ONLINE if online else _FIXED),
+        "POSITIVES": 1,
+        "ROUND": 0,
+    }
+    form = "online" if online else "fixed"
+    return _variant("bank:bank_kernel", f"bank {kind} D={dimension} {form}", kind, tile, signature, constants)
 
 
 def _sigmoid_variant(kernel: str, kind: str, dimension: int, tile: Tile) -> Variant:

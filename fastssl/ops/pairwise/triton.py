@@ -6,14 +6,17 @@ columns, partial row sums, and at most ``CHUNK_ELEMENTS`` of G where the dimensi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from fastssl.kernels.pairwise.bank import bank_kernel
 from fastssl.kernels.pairwise.common import prepare_kernel
 from fastssl.kernels.pairwise.gradient import (
     finalize_kernel,
@@ -26,6 +29,7 @@ from fastssl.kernels.pairwise.logsum import combine_kernel, logsum_kernel
 from fastssl.kernels.pairwise.sigmoid import sigmoid_kernel, sigmoid_weights_kernel
 from fastssl.kernels.tiles import Tile
 
+from ..precision import widened
 from ..triton_launch import INTERPRETED, OPTIONS, multiprocessors, on_device_of, unsupported_reason
 from . import composed
 from .triton_problem import Problem, Weights
@@ -109,8 +113,47 @@ def pairwise_logsumexp_grad(
 
 nt_xent = partial(composed.nt_xent, pairwise_logsumexp, pairwise_logsumexp_grad)
 clip = partial(composed.clip, pairwise_logsumexp, pairwise_logsumexp_grad)
-info_nce = partial(composed.info_nce, pairwise_logsumexp, pairwise_logsumexp_grad)
 weighted = partial(composed.weighted, pairwise_logsumexp, pairwise_logsumexp_grad)
+
+
+def info_nce(
+    q: Tensor,  # [M, D]
+    k: Tensor,  # [N, D]
+    positive: Tensor | None,  # [M, D]
+    logit_scale: Tensor | None,  # []
+    *,
+    scale: float,
+    normalize: bool,
+    row_offset: int,
+    weight: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``composed.info_nce``; one pass over the columns where a kernel holds a row's gradient in registers."""
+    among, positive = composed.own_columns(q, k, positive, row_offset)
+    with on_device_of(q):
+        problem = Problem.of(
+            q, k, logit_scale, scale=scale, normalize=normalize, positives="diagonal" if among else "none",
+            row_key=None, col_key=None, exclude_self=False, exclude_positives=among, row_offset=row_offset,
+            col_offset=0, row_step=1,
+        )  # fmt: skip
+        tile = problem.tile("bank") if gradient else None
+        if tile is None:
+            return composed.info_nce(
+                pairwise_logsumexp, pairwise_logsumexp_grad, q, k, None if among else positive, logit_scale,
+                scale=scale, normalize=normalize, row_offset=row_offset, weight=weight, gradient=gradient,
+            )  # fmt: skip
+        others, attended = _bank(problem, tile)
+    s = scale if logit_scale is None else scale * logit_scale
+    rows, own = (F.normalize(widened(x), dim=1) if normalize else widened(x) for x in (q, positive))
+    cosine = (rows * own).sum(1)
+    logit = s * cosine
+    log_sum = torch.logaddexp(others, logit)
+    of_columns = weight * (others - log_sum).exp()[:, None] * attended
+    of_positive = weight * torch.expm1(logit - log_sum)
+    d_rows = s * (of_columns + of_positive[:, None] * own)
+    d_scale = (of_columns * rows).sum() + (of_positive * cosine).sum()
+    dq = composed.through_normalize(d_rows, q, normalize).to(q.dtype)
+    return weight * (log_sum - logit).sum(), dq, d_scale
 
 
 def siglip(
@@ -268,6 +311,33 @@ def _gradient(problem: Problem, of_rows: Weights, of_columns: Weights) -> tuple[
 
         partial = _gradient_in_chunks(rows, columns, tile, blocks, weights_of)
     return _finalize(problem, partial, inverse, weight_scale)
+
+
+def _bank(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor]:
+    """Log-sum [M] of every row's columns, and their mean by the softmax over them [M, D]."""
+    rows, columns, _ = _prepared(problem, max(tile.block_m, tile.block_n))
+    m, m_pad, d = problem.n_rows, rows.shape[0], problem.dimension
+    blocks, tiles = -(-m // tile.block_m), -(-problem.n_columns // tile.block_n)
+    per_split = _tiles_per_split(rows.device, blocks, tiles, least=4)
+    splits = -(-tiles // per_split)
+    out = torch.empty(splits, m_pad, d, dtype=torch.float32, device=rows.device)
+    sums = torch.empty(2, splits, m_pad, dtype=torch.float32, device=rows.device)
+    bank_kernel[(blocks, splits)](
+        rows, columns, problem.logit_scale, out, sums, m, problem.n_columns, m_pad,
+        problem.row_base, problem.row_step, problem.col_shift, problem.scale, 0, per_split,
+        D=d, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, STAGES=tile.stages, ROUND=problem.round_bits,
+        POSITIVES=problem.masks()["POSITIVES"], ONLINE=problem.online, **problem.arithmetic(),
+        num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
+    )  # fmt: skip
+    total, shift = sums[:, :, :m]
+    largest = shift.max(0).values
+    factor = torch.where(total > 0, (shift - largest).exp2(), total)  # NaN stays; a split without columns adds nothing
+    total = (total * factor).sum(0)
+    width = problem.q.shape[1]
+    attended = (out[:, :m, :width] * factor[:, :, None]).sum(0)
+    log_sum = (largest + total.log2()) * math.log(2)
+    # Without any column the log-sum is minus infinity, and nothing is attended to.
+    return log_sum, attended / torch.where(total == 0, 1.0, total)[:, None]
 
 
 def _sigmoid(
