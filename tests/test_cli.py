@@ -134,7 +134,7 @@ def test_a_checkpoint_is_tested_as_in_training(tmp_path, monkeypatch, capsys):
         (["simclr"], "checkpoint"),
         (["simclr", "--checkpoint", "rn"], "there is no file 'rn'"),
         (["dino", "--checkpoint", "run"], "'run/last.ckpt' is of the method 'simclr'; fastssl test simclr"),
-        (["simcl"], "no method 'simcl'; did you mean simclr or simmim?"),
+        (["simcl"], "no method 'simcl'; did you mean simclr or simclrv2 or simmim?"),
     ):
         assert main(["test", *arguments]) == 2
         printed = capsys.readouterr().err
@@ -277,7 +277,7 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path):
     [
         (["fti"], "fastssl: no command 'fti'; did you mean fit?"),
         (["--verson"], "fastssl: no option '--verson'; did you mean --version?"),
-        (["fit", "simlcr"], "fastssl fit: no method 'simlcr'; did you mean simclr or simmim?"),
+        (["fit", "simlcr"], "fastssl fit: no method 'simlcr'; did you mean simclr or simclrv2 or simmim?"),
         (["fit", "xyz"], "fastssl fit: no method 'xyz'; choose from simclr"),
         (["fit", "simclr", "--config", "simclr_foto"], "no configuration and no file 'simclr_foto'; did you mean sim"),
         (["fit", "simclr", "--resume", "no.ckpt"], "--resume must be a checkpoint, there is no file 'no.ckpt'"),

@@ -123,15 +123,31 @@ def test_arguments_that_would_read_wild_memory_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             extension.pairwise_logsumexp(extension.PairwiseProblem(**{**problem, **wrong}), **outputs)
-    outputs = {"allow_bfloat16_product": False, "weight": 1.0, "loss": 1, "dq": 1, "dq_other": 0, "dscale": 1}
+    outputs = {
+        "allow_bfloat16_product": False, "weight": 1.0, "row_weight": 0, "positive_weight": 0, "loss": 1, "dq": 1,
+        "dq_other": 0, "dscale": 1,
+    }  # fmt: skip
     for wrong, changed, message in (
-        ({"q": 1, "k": 1}, {}, "columns must be the rows"),
+        ({"q": 1, "k": 1, "cols": 2}, {}, "columns must be the rows, or as many"),
+        ({"q": 1, "k": 1}, {}, "k need dq_other"),
+        ({"q": 1}, {"row_weight": 1}, "go together"),
+        ({"q": 1, "k": 1}, {"row_weight": 1, "positive_weight": 1}, "not with k"),
         ({"q": 1}, {"loss": 0}, "loss must not be null"),
         ({"q": 1}, {"dscale": 0}, "dscale must not be null"),
-        ({"q": 1, "q_other": 1, "rows": 2, "cols": 2}, {}, "q_other needs dq_other"),
+        ({"q": 1, "q_other": 1, "rows": 2, "cols": 2}, {}, "q_other and k need dq_other"),
     ):
         with pytest.raises(ValueError, match=message):
             extension.pairwise_loss(extension.PairwiseProblem(**{**problem, **wrong}), **{**outputs, **changed})
+    outputs = {"allow_bfloat16_product": False, "weight": 1.0, "bias": 0.0, "loss": 1, "dq": 1, "dq_other": 1}
+    for wrong, changed, message in (
+        ({"q": 1}, {}, "k must not be null"),
+        ({"q": 1, "k": 1}, {"loss": 0}, "loss must not be null"),
+        ({"q": 1, "k": 1}, {}, "dscale and dbias must not be null"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extension.pairwise_sigmoid(
+                extension.PairwiseProblem(**{**problem, **wrong}), **{**outputs, "dscale": 0, "dbias": 0, **changed}
+            )
 
 
 # --- instruction sets ---------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ blocks of columns, and the gradient takes the log-sums of all rows, which are ve
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -23,6 +25,16 @@ Exchange = Literal["gather", "ring"]
 _ABSENT = (None, None, None)
 
 
+def outside_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compiler.disable`` from the first call on: it imports the compiler, which takes seconds."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return torch.compiler.disable(function)(*arguments, **keywords)
+
+    return call
+
+
 def in_ring(function: str, exchange: Exchange, group: dist.ProcessGroup | None) -> bool:
     """Whether blocks are to be passed around: that was asked for, and there is more than one rank.
 
@@ -33,7 +45,7 @@ def in_ring(function: str, exchange: Exchange, group: dist.ProcessGroup | None) 
     return exchange == "ring" and group is not None and group.size() > 1
 
 
-@torch.compiler.disable
+@outside_of_graphs
 def pairwise_logsumexp(
     q: Tensor,
     k: Tensor | None,
@@ -135,7 +147,7 @@ class _Logsumexp(torch.autograd.Function):
         return dq if need_q else None, dk, d_scale, None, None, None
 
 
-@torch.compiler.disable
+@outside_of_graphs
 def pairwise_logsumexp_both_ways(
     x: Tensor, y: Tensor, logit_scale: Tensor | None, *, caller: tuple[str, str], group: dist.ProcessGroup, **rules: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -201,7 +213,7 @@ class _BothWays(torch.autograd.Function):
         return *results, d_scale, None, None
 
 
-@torch.compiler.disable
+@outside_of_graphs
 def siglip(
     x: Tensor,
     y: Tensor,
