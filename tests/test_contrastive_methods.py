@@ -166,8 +166,9 @@ def test_a_step_of_instance_discrimination_is_equation_2(proximal):
     torch.testing.assert_close(model.bank, bank)
     model.after_optimizer_step(0.6)  # nothing waits any more
     torch.testing.assert_close(model.bank, bank)
-    with pytest.raises(ValueError, match="num_images must be above the largest index, 9, got 9"):
-        model.targets(type("Batch", (), {"index": torch.tensor([9, 2])}))
+    for wrong in ([9, 2], [-1, 9]):
+        with pytest.raises(ValueError, match=f"from 0 to num_images - 1, 8, got {min(wrong)} to 9"):
+            model.targets(type("Batch", (), {"index": torch.tensor(wrong)}))
 
 
 def test_instance_discrimination_has_a_row_for_each_image(tmp_path):

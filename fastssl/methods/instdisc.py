@@ -100,10 +100,13 @@ class InstDisc(SelfSupervised):
         Raises:
             ValueError: on a CPU, if there is an image without a row in the bank.
         """
-        if not batch.index.is_cuda and int(batch.index.max()) >= len(self.bank):
-            raise ValueError(
-                f"InstDisc: num_images must be above the largest index, {int(batch.index.max())}, got {len(self.bank)}"
-            )
+        if not batch.index.is_cuda:  # there an index out of range stops the device, and looking would stop it each time
+            least, largest = (int(number) for number in batch.index.aminmax())
+            if least < 0 or largest >= len(self.bank):
+                raise ValueError(
+                    f"InstDisc: indices of images must be from 0 to num_images - 1, {len(self.bank) - 1}, got {least} "
+                    f"to {largest}"
+                )
         return (batch.index,)
 
     def step(self, x: Tensor, index: Tensor) -> Step:  # type: ignore[override]  # one view, and its keys
