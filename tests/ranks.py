@@ -177,6 +177,8 @@ def train_step(rank, world_size, backend, name, compiled):
     objective = Objective(name, gather=True)
     share = N // world_size
     x0, x1 = (x[rank * share : (rank + 1) * share] for x in global_batch())
+    # Objectives differ in a bound method, which torch 2.11 does not look at before it takes the graph of another.
+    torch.compiler.reset()
     loss_function = torch.compile(objective, fullgraph=True, backend="aot_eager") if compiled else objective
     with fastssl.backend(backend):
         loss = loss_function(*encoder(x0, x1))

@@ -31,7 +31,7 @@ STEPS = {
         ("cpp", "InfoNCE learned temperature", True),
         ("cpp", "InfoNCE of keys", False),
         ("cpp", "Clip learned temperature", True),
-        ("cpp", "SigLip learned temperature", False),
+        ("cpp", "SigLip learned temperature", True),
         ("chunked", "SupCon", True),
         ("cpp", "DCLW", True),
         ("cpp", "NTXent learned temperature, ring", False),
