@@ -16,7 +16,7 @@ from torch import Tensor
 import fastssl
 
 from .cases import Case, Expected, Family, Function, Provider, Work
-from .providers import FORCED, autocast, check_above_zero, compiled, of_fastssl
+from .providers import FORCED, GradientInForward, autocast, check_above_zero, compiled, of_fastssl, of_raw_rows
 
 BLOCK_LOGITS = 1 << 20  # of the chunked forms: 4 MB in float32
 
@@ -105,7 +105,7 @@ def lean(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     return ((logits.logsumexp(1) + logits.logsumexp(0)) / 2 - logits.diagonal()).mean()
 
 
-class _ByHand(torch.autograd.Function):
+class _ByHand(GradientInForward):
     """Log-sums, then gradients, some rows at a time: no matrix is stored, products are made twice."""
 
     @staticmethod
@@ -122,7 +122,6 @@ class _ByHand(torch.autograd.Function):
         diagonal = (x.float() * y.float()).sum(1)
         loss = ((of_rows + of_columns) / 2 - scale * diagonal).mean()
         dx, dy = torch.empty_like(x), torch.zeros_like(y, dtype=torch.float32)
-        d_scale = x.new_zeros((), dtype=torch.float32)
         for rows in blocks:
             logits = (x[rows] @ y.T).float().mul_(scale)
             g = (logits - of_rows[rows, None]).exp_()
@@ -132,17 +131,9 @@ class _ByHand(torch.autograd.Function):
             dx[rows] = g @ y
             dy += g.T @ x[rows]
         d_scale = (dx.float() * x.float()).sum()
-        of_inputs = []
-        for unit, gradient, raw in ((x, dx, image), (y, dy, text)):
-            gradient = gradient.float() * scale
-            radial = (gradient * unit).sum(1, keepdim=True)
-            of_inputs.append(((gradient - radial * unit) / raw.float().norm(dim=1, keepdim=True)).to(raw.dtype))
+        of_inputs = (of_raw_rows(dx.float() * scale, x, image), of_raw_rows(dy * scale, y, text))
         ctx.save_for_backward(*of_inputs, d_scale)
         return loss
-
-    @staticmethod
-    def backward(ctx, d_loss):  # type: ignore[no-untyped-def]
-        return tuple(gradient * d_loss for gradient in ctx.saved_tensors)
 
 
 def _open_clip(case: Case) -> Function:

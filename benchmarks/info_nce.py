@@ -16,7 +16,7 @@ from torch import Tensor
 import fastssl
 
 from .cases import Case, Expected, Family, Function, Provider, Work
-from .providers import FORCED, autocast, check_above_zero, compiled, of_fastssl
+from .providers import FORCED, GradientInForward, autocast, check_above_zero, compiled, of_fastssl
 
 BLOCK_ROWS = 64  # of the chunked form
 
@@ -111,7 +111,7 @@ def lean(temperature: float) -> Function:
     return loss
 
 
-class _ByHand(torch.autograd.Function):
+class _ByHand(GradientInForward):
     """Loss and gradient in the forward pass, a few queries at a time: no matrix is stored."""
 
     @staticmethod
@@ -131,10 +131,6 @@ class _ByHand(torch.autograd.Function):
             gradient[rows] = (d_unit - radial * unit[rows]) / query[rows].norm(dim=1, keepdim=True)
         ctx.save_for_backward(gradient)
         return total / len(query)
-
-    @staticmethod
-    def backward(ctx, d_loss):  # type: ignore[no-untyped-def]
-        return ctx.saved_tensors[0] * d_loss, None, None, None
 
 
 def _of(make: Callable[[float], Function]) -> Callable[[Case], Function]:

@@ -117,3 +117,19 @@ def check_above_zero(options: Mapping[str, list[float]]) -> None:
         for number in numbers:
             if not number > 0:
                 raise ValueError(f"{name} must be above 0, got {number}")
+
+
+class GradientInForward(torch.autograd.Function):
+    """What forms that are written by hand end with: their forward pass has saved the gradients of its first inputs."""
+
+    @staticmethod
+    def backward(ctx, d_loss):  # type: ignore[no-untyped-def]
+        gradients = [gradient * d_loss for gradient in ctx.saved_tensors]
+        return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
+
+
+def of_raw_rows(gradient: Tensor, unit: Tensor, raw: Tensor) -> Tensor:
+    """The gradient for rows as they came, in their dtype, from that for the rows of length 1."""
+    gradient = gradient.float()
+    radial = (gradient * unit).sum(1, keepdim=True)
+    return ((gradient - radial * unit) / raw.float().norm(dim=1, keepdim=True)).to(raw.dtype)

@@ -15,7 +15,7 @@ import fastssl
 from . import clip
 from .cases import Case, Expected, Family, Function, Provider
 from .clip import BLOCK_LOGITS, accumulated, add_arguments, cases, matrices, tiny_sizes, work
-from .providers import FORCED, autocast, compiled, of_fastssl
+from .providers import FORCED, GradientInForward, autocast, compiled, of_fastssl, of_raw_rows
 
 BIAS = -10.0  # where the paper starts
 
@@ -45,7 +45,7 @@ def lean(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return -(F.logsigmoid(-logits).sum() + logits.diagonal().sum()) / len(image)
 
 
-class _ByHand(torch.autograd.Function):
+class _ByHand(GradientInForward):
     """Loss and gradients in the forward pass, some rows at a time: no matrix is stored, each product is made once."""
 
     @staticmethod
@@ -65,17 +65,9 @@ class _ByHand(torch.autograd.Function):
             dx[rows] = g @ y
             dy += g.T @ x[rows]
         d_scale = (dx.float() * x.float()).sum()
-        of_inputs = []
-        for unit, gradient, raw in ((x, dx, image), (y, dy, text)):
-            gradient = gradient.float() * scale
-            radial = (gradient * unit).sum(1, keepdim=True)
-            of_inputs.append(((gradient - radial * unit) / raw.float().norm(dim=1, keepdim=True)).to(raw.dtype))
+        of_inputs = (of_raw_rows(dx.float() * scale, x, image), of_raw_rows(dy * scale, y, text))
         ctx.save_for_backward(*of_inputs, d_scale, d_bias / n)
         return loss / n
-
-    @staticmethod
-    def backward(ctx, d_loss):  # type: ignore[no-untyped-def]
-        return tuple(gradient * d_loss for gradient in ctx.saved_tensors)
 
 
 def _open_clip(case: Case) -> Function:

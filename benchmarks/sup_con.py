@@ -16,7 +16,7 @@ import fastssl
 
 from .cases import Case, Expected, Family, Function, Provider, Work
 from .clip import BLOCK_LOGITS, accumulated
-from .providers import FORCED, autocast, check_above_zero, compiled, of_fastssl
+from .providers import FORCED, GradientInForward, autocast, check_above_zero, compiled, of_fastssl, of_raw_rows
 
 VIEWS = 2
 
@@ -111,7 +111,7 @@ def lean(temperature: float) -> Function:
     return loss
 
 
-class _ByHand(torch.autograd.Function):
+class _ByHand(GradientInForward):
     """Log-sums, then the gradient, some rows at a time: no matrix is stored, similarities are made twice."""
 
     @staticmethod
@@ -138,14 +138,8 @@ class _ByHand(torch.autograd.Function):
             g.diagonal(here.start).fill_(0.0)
             gradient[here] = g.to(rows.dtype) @ rows
         gradient = gradient.float() / (m * temperature)
-        radial = (gradient * rows).sum(1, keepdim=True)
-        length = z.flatten(0, 1).float().norm(dim=1, keepdim=True)
-        ctx.save_for_backward(((gradient - radial * rows) / length).to(z.dtype).view_as(z))
+        ctx.save_for_backward(of_raw_rows(gradient, rows, z.flatten(0, 1)).view_as(z))
         return (log_sum - positive / count).mean()
-
-    @staticmethod
-    def backward(ctx, d_loss):  # type: ignore[no-untyped-def]
-        return ctx.saved_tensors[0] * d_loss, None, None
 
 
 def _of(make: Callable[[float], Function]) -> Callable[[Case], Function]:

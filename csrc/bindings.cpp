@@ -437,8 +437,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("row_positive_weight"), py::arg("col_lse"), py::arg("col_weight"),
         py::arg("col_positive_weight"), py::arg("dq"), py::arg("dscale"));
   m.def("pairwise_loss", &pairwise_loss, py::arg("problem"), py::kw_only(), py::arg("allow_bfloat16_product"),
-        py::arg("weight"), py::arg("row_weight"), py::arg("positive_weight"), py::arg("loss"), py::arg("dq"),
-        py::arg("dq_other"), py::arg("dscale"));
+        py::arg("weight") = 0.0, py::arg("row_weight") = 0, py::arg("positive_weight") = 0, py::arg("loss"),
+        py::arg("dq"), py::arg("dq_other"), py::arg("dscale"));
   m.def("pairwise_bank", &pairwise_bank, py::arg("problem"), py::kw_only(), py::arg("allow_bfloat16_product"),
         py::arg("positive"), py::arg("positive_stride"), py::arg("weight"), py::arg("loss"), py::arg("dq"),
         py::arg("dscale"));

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
 from . import ring
-from .contrastive import Reduction, in_one_call, paired, reduced
+from .contrastive import Reduction, in_one_call, number_or_tensor, paired, reduced
 from .ring import Exchange
 
 
@@ -55,11 +55,9 @@ def clip(
     name = "clip"
     image, text = paired(name, ("image", image), ("text", text), reduction, group)
     rings = ring.in_ring(name, exchange, group)
-    scale, scale_tensor = 1.0, None
-    if isinstance(logit_scale, Tensor):
-        scale_tensor = checks.check_scalar_tensor(name, "logit_scale", logit_scale, device=image.device)
-    else:
-        scale = checks.check_positive_number(name, "logit_scale", logit_scale)
+    scale, scale_tensor = number_or_tensor(
+        name, "logit_scale", logit_scale, image, checks.check_positive_number, neutral=1.0
+    )
     gradient, at_once = in_one_call((image, text), scale_tensor, reduction, group)
     if at_once:
         weight = 1.0 if reduction == "sum" else 0.5 / image.shape[0]

@@ -5,6 +5,7 @@ Under autocast, embeddings are cast to the autocast dtype as a matrix product wo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -62,7 +63,7 @@ def nt_xent(
     """
     name = "nt_xent"
     z0, z1 = paired(name, ("z0", z0), ("z1", z1), reduction, group)
-    ring.in_ring(name, exchange, group)
+    rings = ring.in_ring(name, exchange, group)
     scale, logit_scale = inverse_temperature(name, temperature, z0)
     gradient, at_once = in_one_call((z0, z1), logit_scale, reduction, group)
     if at_once:
@@ -74,7 +75,7 @@ def nt_xent(
         return loss
     log_sum, positive = logsumexp_of_views(
         name, z0, z1, logit_scale, scale=scale, normalize=normalize, exclude_positives=False, group=group,
-        exchange=exchange,
+        rings=rings,
     )  # fmt: skip
     return reduced_of_views(log_sum - positive, reduction)
 
@@ -211,7 +212,7 @@ def logsumexp_of_views(
     normalize: bool,
     exclude_positives: bool,
     group: dist.ProcessGroup | None,
-    exchange: Exchange,
+    rings: bool,
 ) -> tuple[Tensor, Tensor]:
     """Log-sums and positive logits of both views' rows [2N], over all rows but their own.
 
@@ -220,7 +221,7 @@ def logsumexp_of_views(
     """
     n, d = z0.shape
     z = torch.stack((z0, z1), dim=1).reshape(2 * n, d)
-    if group is not None and ring.in_ring(name, exchange, group):
+    if group is not None and rings:
         return ring.pairwise_logsumexp(
             z, None, logit_scale, caller=(name, "z0 and z1"), group=group, scale=scale, normalize=normalize,
             positives="pair", exclude_self=True, exclude_positives=exclude_positives,
@@ -248,6 +249,20 @@ def reduced_of_views(losses: Tensor, reduction: Reduction) -> Tensor:
 def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
     """Mean or sum of the rows' losses, or the losses."""
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+
+def number_or_tensor(
+    function: str,
+    name: str,
+    value: float | Tensor,
+    like: Tensor,
+    check: Callable[[str, str, Any], float],
+    neutral: float,
+) -> tuple[float, Tensor | None]:
+    """A number that a model may learn: as a number, checked, or as the neutral one and the tensor []."""
+    if isinstance(value, Tensor):
+        return neutral, checks.check_scalar_tensor(function, name, value, device=like.device)
+    return check(function, name, value), None
 
 
 def inverse_temperature(function: str, temperature: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:

@@ -60,7 +60,7 @@ def dcl(
     """
     name = "dcl"
     z0, z1 = paired(name, ("z0", z0), ("z1", z1), reduction, group)
-    in_ring(name, exchange, group)
+    rings = in_ring(name, exchange, group)
     scale, logit_scale = inverse_temperature(name, temperature, z0)
     n = z0.shape[0]
     for view, weight in enumerate(weights or ()):
@@ -81,7 +81,7 @@ def dcl(
         )  # fmt: skip
     log_sum, positive = logsumexp_of_views(
         name, z0, z1, logit_scale, scale=scale, normalize=normalize, exclude_positives=True, group=group,
-        exchange=exchange,
+        rings=rings,
     )  # fmt: skip
     if weights is not None:
         positive = positive * interleaved(weights, positive)

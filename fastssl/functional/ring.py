@@ -83,10 +83,9 @@ class _Logsumexp(torch.autograd.Function):
         rules: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         row_offset = q.shape[0] * group.rank()
-        travelling = [q if k is None else k] + ([] if keys is None else [keys])
         log_sum = q.new_full(q.shape[:1], -torch.inf, dtype=accumulator(q))
         positive = torch.zeros_like(log_sum)
-        for rank, (columns, *column_keys) in distributed.ring_blocks(travelling, group):
+        for rank, (columns, *column_keys) in distributed.ring_blocks(_columns(q, k, keys), group):
             own = k is None and rank == group.rank()  # symmetric: half the products
             here = torch.ops.fastssl.pairwise_logsumexp(
                 q, None if own else columns, logit_scale, keys, column_keys[0] if column_keys else None,
@@ -109,7 +108,7 @@ class _Logsumexp(torch.autograd.Function):
         of_rows = log_sum, d_log_sum.contiguous(), d_positive.contiguous() if has_positives else None
         n, rank = q.shape[0], group.rank()
         # Ranks want the same gradients: one that left an exchange out would keep the others waiting for its block.
-        of_all = distributed.all_gather_vectors(of_rows, group.group_name)
+        of_all = distributed.all_gather_vectors(of_rows, group.group_name) if k is None or need_k else _ABSENT
 
         def gradient(
             rows: Tensor, columns: Tensor, from_rank: int, of_own: Any, of_columns: Any, column_keys: list[Tensor]
@@ -129,8 +128,7 @@ class _Logsumexp(torch.autograd.Function):
         total = log_sum.new_zeros(())
         if need_q or need_scale or k is None:
             dq = torch.zeros_like(q, dtype=accumulator(q))
-            travelling = [q if k is None else k] + ([] if keys is None else [keys])
-            for other, (columns, *column_keys) in distributed.ring_blocks(travelling, group):
+            for other, (columns, *column_keys) in distributed.ring_blocks(_columns(q, k, keys), group):
                 of_columns = at(other) if k is None else _ABSENT
                 here, by_scale = gradient(q, columns, other, of_rows, of_columns, column_keys)
                 dq += here
@@ -145,6 +143,11 @@ class _Logsumexp(torch.autograd.Function):
             # Among themselves every logit was counted from its row and from its column.
             d_scale = (total * rules["scale"] * (0.5 if k is None else 1.0)).to(logit_scale.dtype)
         return dq if need_q else None, dk, d_scale, None, None, None
+
+
+def _columns(q: Tensor, k: Tensor | None, keys: Tensor | None) -> list[Tensor]:
+    """What travels: columns, and their keys where there are some."""
+    return [q if k is None else k, *([] if keys is None else [keys])]
 
 
 @outside_of_graphs

@@ -12,7 +12,7 @@ from .. import backends, distributed, ops  # noqa: F401 - ops registers the oper
 from ..ops import checks
 from ..ops.precision import widened
 from . import ring
-from .contrastive import paired
+from .contrastive import number_or_tensor, paired
 from .ring import Exchange
 
 
@@ -61,30 +61,25 @@ def siglip(
     checks.check_choice(name, "reduction", reduction, ("mean", "sum"))
     image, text = paired(name, ("image", image), ("text", text), reduction, group)
     rings = ring.in_ring(name, exchange, group)
-    numbers: list[float] = [1.0, 0.0]
-    tensors: list[Tensor | None] = [None, None]
-    for i, (argument, value) in enumerate((("logit_scale", logit_scale), ("logit_bias", logit_bias))):
-        if isinstance(value, Tensor):
-            tensors[i] = checks.check_scalar_tensor(name, argument, value, device=image.device)
-        elif i == 0:
-            numbers[i] = checks.check_positive_number(name, argument, value)
-        else:
-            numbers[i] = checks.check_number(name, argument, value)
+    scale, scale_tensor = number_or_tensor(
+        name, "logit_scale", logit_scale, image, checks.check_positive_number, neutral=1.0
+    )
+    bias, bias_tensor = number_or_tensor(name, "logit_bias", logit_bias, image, checks.check_number, neutral=0.0)
     columns, offset = text, 0
     if group is not None and group.size() > 1 and not rings:
         distributed.check_same_shape(name, "image", image, group)
         columns, offset = distributed.gather_with_gradient(text, group), image.shape[0] * group.rank()
-    differentiable = (image, columns, *(tensor for tensor in tensors if tensor is not None))
-    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
+    inputs = (image, columns, scale_tensor, bias_tensor)
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs if tensor is not None)
     if image.dtype == torch.float16:  # its gradient would be rounded before a loss scaler multiplies it
         image, columns = widened(image), widened(columns)
     rules = {
-        "scale": numbers[0], "bias": numbers[1], "normalize": normalize, "gradient": gradient,
+        "scale": scale, "bias": bias, "normalize": normalize, "gradient": gradient,
         "weight": 1.0 if reduction == "sum" else 1.0 / image.shape[0],
     }  # fmt: skip
     if group is not None and rings:
-        return ring.siglip(image, columns, *tensors, caller=(name, "image"), group=group, **rules)
+        return ring.siglip(image, columns, scale_tensor, bias_tensor, caller=(name, "image"), group=group, **rules)
     loss, *_ = torch.ops.fastssl.siglip(
-        image, columns, *tensors, row_offset=offset, backend=backends.forced(), **rules
+        image, columns, scale_tensor, bias_tensor, row_offset=offset, backend=backends.forced(), **rules
     )  # fmt: skip
     return loss

@@ -73,16 +73,15 @@ def default_group(gather: bool) -> dist.ProcessGroup | None:
     return dist.group.WORLD if gather and dist.is_available() and dist.is_initialized() else None
 
 
-def check_world_size(function: str, world_size: Any) -> dist.ProcessGroup | None:
-    """The group to gather over where a loss is told how many processes there are; None for one.
+def check_world_size(function: str, world_size: Any) -> None:
+    """How many processes a loss is told that there are: one, or as many as the default group has.
 
     Raises:
-        ValueError: if that is not what the default group has.
+        ValueError: for another number.
     """
     known = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if world_size not in (1, known):
         raise ValueError(f"{function}: world_size must be that of the default process group, {known}, got {world_size}")
-    return default_group(world_size > 1)
 
 
 def linear_warmup(function: str, start: Any, end: Any, epochs: Any) -> Sequence[float]:

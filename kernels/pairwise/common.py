@@ -162,6 +162,16 @@ def _product(
     return b_c
 
 
+@triton.jit
+def _block_and_tile(blocks, tiles, GROUP: tl.constexpr):
+    """This program's row block and column tile: in groups of GROUP row blocks, whose programs share tiles in L2."""
+    pid = tl.program_id(0)
+    group = pid // (GROUP * tiles)
+    group_size = tl.minimum(blocks - group * GROUP, GROUP)
+    in_group = pid - group * GROUP * tiles
+    return group * GROUP + in_group % group_size, in_group // group_size
+
+
 # ------------------------------------------------------------------------------------------------------- prologue
 
 

@@ -9,6 +9,7 @@ from .common import (
     INVERSE_EPS,
     KEY,
     NONE,
+    _block_and_tile,
     _in_log_sum,
     _load_operand,
     _own_and_positive,
@@ -247,12 +248,7 @@ def pair_weights_kernel(
     a loop over D, programs ordered in groups of GROUP row blocks so that neighbours share tiles in the L2 cache.
     """
     tiles = N_pad // BLOCK_N
-    pid = tl.program_id(0)
-    group = pid // (GROUP * tiles)
-    group_size = tl.minimum(blocks - group * GROUP, GROUP)
-    in_group = pid - group * GROUP * tiles
-    block_in_chunk = group * GROUP + in_group % group_size
-    tile = in_group // group_size
+    block_in_chunk, tile = _block_and_tile(blocks, tiles, GROUP)
     block = first_block + block_in_chunk
 
     s2 = _scale(scale, p_logit_scale, HAS_LOGIT_SCALE) * LOG2E

@@ -7,6 +7,7 @@ from ..arithmetic import LN2, LOG2E, log1p_of_unit
 from .common import (
     _RECTANGLE,
     DIAGONAL,
+    _block_and_tile,
     _load_operand,
     _own_and_positive,
     _product,
@@ -119,12 +120,7 @@ def sigmoid_weights_kernel(
     SUMS: also the rows' sums of each tile: p_sums [2, N_pad / BLOCK_N, M_pad]. WEIGHTS false: those alone.
     """
     tiles = N_pad // BLOCK_N
-    pid = tl.program_id(0)
-    group = pid // (GROUP * tiles)
-    group_size = tl.minimum(blocks - group * GROUP, GROUP)
-    in_group = pid - group * GROUP * tiles
-    block_in_chunk = group * GROUP + in_group % group_size
-    tile = in_group // group_size
+    block_in_chunk, tile = _block_and_tile(blocks, tiles, GROUP)
     block = first_block + block_in_chunk
 
     s2 = _scale(scale, p_logit_scale, HAS_LOGIT_SCALE) * LOG2E

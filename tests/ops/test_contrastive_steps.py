@@ -157,11 +157,13 @@ def test_a_low_sigmoid_loss_is_exact(backend, device, dtype):
         x = torch.eye(20, device=device, dtype=dtype)
         loss, dx, dy = with_gradients(functional.siglip, (x, x), 40.0, -20.0, wanted=(0, 1))
         pair = torch.tensor(-20.0, dtype=torch.float64).exp()  # of a match and of all others alike
-        exact = 1e-4 if dtype in (torch.float32, torch.float64) else 1e-2
         assert abs(loss.double().cpu() / (20 * pair.log1p()) - 1) < 1e-5
-        for gradient in (dx, dy):  # of its own direction nothing is left
-            others = gradient[~torch.eye(20, dtype=torch.bool, device=device)].double().cpu()
-            assert (others / (40 / 20 * pair * 1) - 1).abs().max() < exact or dtype == torch.float16
+        if dtype == torch.float16:  # which ends at 6e-8
+            return
+        exact = 1e-2 if dtype == torch.bfloat16 else 1e-4
+        others = ~torch.eye(20, dtype=torch.bool)  # of a row's own direction normalising leaves nothing
+        for gradient in (dx, dy):
+            assert (gradient.double().cpu()[others] / (40 / 20 * pair) - 1).abs().max() < exact
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)

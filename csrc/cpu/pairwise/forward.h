@@ -67,7 +67,7 @@ class LogSums {
   }
 
   // After accumulate(): adds up the parts of a place's rows and writes them out, the first of them to
-  // row_lse[0] and positive[0].
+  // row_lse[0] and, unless that is null, positive[0].
   void finish(std::int64_t place, Real* row_lse, Real* positive) const {
     const std::int64_t first = place * kBlock, count = pass_.valid_at(place);
     for (std::int64_t i = first; i < first + count; ++i) {
@@ -86,7 +86,7 @@ class LogSums {
       }
       // An empty set sums to exactly 0, and its log is -inf whatever the shift.
       row_lse[i - first] = static_cast<Real>(base * kLn2 + __builtin_log(sum));
-      positive[i - first] = static_cast<Real>(pass_.problem.scale * matched);
+      if (positive != nullptr) positive[i - first] = static_cast<Real>(pass_.problem.scale * matched);
     }
   }
 

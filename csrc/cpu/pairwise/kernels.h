@@ -21,8 +21,7 @@ class LogsumexpKernels {
   LogsumexpKernels(const PairwiseProblem& p, int threads, Arena& arena, bool columns_too)
       : pass_(p, threads, Multiplied::kNone, arena),
         mutual_(columns_too || p.symmetric),
-        sums_(pass_, mutual_, nullptr, threads, arena),
-        unused_(columns_too ? arena.take<Real>(threads * kBlock) : nullptr) {}
+        sums_(pass_, mutual_, nullptr, threads, arena) {}
 
   void run(Team& team, const LogsumexpOutputs& out) const {
     const auto reset = [&](std::int64_t place) { sums_.reset(place); };
@@ -36,7 +35,7 @@ class LogsumexpKernels {
         sums_.finish(place, static_cast<Real*>(out.row_lse) + first,
                      static_cast<Real*>(out.positive) + first);
       } else {
-        sums_.finish(place, static_cast<Real*>(out.col_lse) + first, unused_ + team.thread() * kBlock);
+        sums_.finish(place, static_cast<Real*>(out.col_lse) + first, nullptr);  // the rows' positives
       }
     });
   }
@@ -45,7 +44,6 @@ class LogsumexpKernels {
   Pass<P> pass_;
   bool mutual_;
   LogSums<P> sums_;
-  Real* unused_;  // [threads][kBlock]: the positives' logits once more
 };
 
 template <class P>

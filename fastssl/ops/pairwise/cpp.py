@@ -106,7 +106,7 @@ def nt_xent(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``composed.nt_xent``; one kernel, to which the views are the even and the odd rows of one matrix."""
     return _loss_of_both(
-        _uniform(kernels().pairwise_loss), z0, z1, logit_scale, True, gradient, scale=scale, normalize=normalize,
+        kernels().pairwise_loss, z0, z1, logit_scale, True, gradient, scale=scale, normalize=normalize,
         positives="pair", exclude_self=True, weight=weight,
     )  # fmt: skip
 
@@ -123,14 +123,9 @@ def clip(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``composed.clip``; one kernel, whose products serve both directions."""
     return _loss_of_both(
-        _uniform(kernels().pairwise_loss), x, y, logit_scale, False, gradient, scale=scale, normalize=normalize,
+        kernels().pairwise_loss, x, y, logit_scale, False, gradient, scale=scale, normalize=normalize,
         positives="diagonal", weight=weight,
     )  # fmt: skip
-
-
-def _uniform(kernel: Callable[..., None]) -> Callable[..., None]:
-    """A kernel that can weigh each row on its own, with one weight for all."""
-    return partial(kernel, row_weight=0, positive_weight=0)
 
 
 def weighted(
@@ -159,7 +154,6 @@ def weighted(
     kernels().pairwise_loss(
         problem,
         allow_bfloat16_product=allow_bfloat16_product(),
-        weight=0.0,
         row_weight=address(weights[0]),
         positive_weight=address(weights[1]),
         loss=loss.data_ptr(),

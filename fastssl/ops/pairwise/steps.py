@@ -48,6 +48,17 @@ def _check(name: str, tensors: dict[str, Tensor], gradient: bool) -> None:
         raise TypeError(f"{name}: the operator computes no float16 gradients, take pairwise_logsumexp")
 
 
+def _check_columns(name: str, rows: tuple[str, Tensor], columns: tuple[str, Tensor]) -> None:
+    """Columns that rows are multiplied with, as many as there are."""
+    for attribute in ("dtype", "device"):
+        checks.check_same(name, attribute, rows, columns)
+    shapes = tuple(rows[1].shape), tuple(columns[1].shape)
+    if shapes[0][1] != shapes[1][1]:
+        raise ValueError(
+            f"{name}: {rows[0]} and {columns[0]} must have the same D, got shapes {shapes[0]} and {shapes[1]}"
+        )
+
+
 def _check_nt_xent(z0: Tensor, z1: Tensor, *, gradient: bool, **rules: Any) -> None:
     _check("nt_xent", {"z0": z0, "z1": z1}, gradient)
 
@@ -66,19 +77,13 @@ def _check_info_nce(
             f"info_nce: row_offset must leave a column for each of the {q.shape[0]} rows among {k.shape[0]}, "
             f"got {row_offset}"
         )
-    for attribute in ("dtype", "device"):
-        checks.check_same("info_nce", attribute, ("q", q), ("k", k))
-    if q.shape[1] != k.shape[1]:
-        raise ValueError(f"info_nce: q and k must have the same D, got shapes {tuple(q.shape)} and {tuple(k.shape)}")
+    _check_columns("info_nce", ("q", q), ("k", k))
 
 
 def _check_siglip(x: Tensor, y: Tensor, *, gradient: bool, **rules: Any) -> None:
     _check("siglip", {"x": x}, gradient)
     checks.check_tensor("siglip", "y", y, ndim=2, layout="[N, D]")
-    for attribute in ("dtype", "device"):
-        checks.check_same("siglip", attribute, ("x", x), ("y", y))
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"siglip: x and y must have the same D, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
+    _check_columns("siglip", ("x", x), ("y", y))
 
 
 def _check_weighted(
