@@ -261,10 +261,11 @@ def test_losses_with_their_gradients_are_the_references(dtype):
     for name, inputs, rules in (
         ("weighted", (q, key, weights, -weights, None), {"positives": "key", "exclude_positives": False}),
         ("clip", (q, own, None), {}),
-        ("info_nce", (q, k, own, torch.tensor(0.5)), {"row_offset": 0}),
-        ("info_nce", (q, k, None, None), {"row_offset": 17}),
-        ("info_nce", (q, k, None, None), {"row_offset": 3, "scale": 40.0}),
-        ("info_nce", (own, q, None, None), {"row_offset": 0}),
+        ("info_nce", (q, k, own, None, torch.tensor(0.5)), {"row_offset": 0}),
+        ("info_nce", (q, k, None, None, None), {"row_offset": 17}),
+        ("info_nce", (q, k, None, None, None), {"row_offset": 3, "scale": 40.0}),
+        ("info_nce", (own, q, None, None, None), {"row_offset": 0}),
+        ("info_nce", (q, k, None, key * 19 - 1, None), {"row_offset": 0}),
         *(
             ("siglip", (q, k, *numbers), {"row_offset": offset, "bias": -4.0})
             for numbers in ((None, None), (torch.tensor(1.5), torch.tensor(-1.0)))
@@ -308,13 +309,17 @@ def test_a_bank_in_one_pass(m, n, d, scale):
     q, own, bank = (torch.randn(rows, d, generator=generator).bfloat16() for rows in (m, m, n))
     rules = {"scale": scale, "normalize": True, "weight": 1 / m, "gradient": True}
     wide = [x.double() for x in (q, bank, own)]
-    for positive, offset in ((own, 0), (None, 0 if n >= m else None)):
-        if offset is None:
-            continue
-        results = triton.info_nce(q, bank, positive, None, row_offset=offset, **rules)
-        truth = reference.info_nce(*wide[:2], None if positive is None else wide[2], None, row_offset=offset, **rules)
+    index = torch.randint(-1, n + 1, (m,), generator=generator)  # at both ends: there is no such column
+    ways = [(own, None), (None, index)]
+    if n >= m:
+        ways.append((None, None))
+    for positive, places in ways:
+        results = triton.info_nce(q, bank, positive, places, None, row_offset=0, **rules)
+        truth = reference.info_nce(
+            *wide[:2], None if positive is None else wide[2], places, None, row_offset=0, **rules
+        )  # fmt: skip
         for got, want in zip(results, truth, strict=True):
             assert (got.double() - want).abs().max() <= 0.03 * want.abs().max() + 1e-6
     bank[-1, 0] = torch.nan
-    loss, gradient, _ = triton.info_nce(q, bank, own, None, row_offset=0, **rules)
+    loss, gradient, _ = triton.info_nce(q, bank, own, None, None, row_offset=0, **rules)
     assert loss.isnan() and gradient.isnan().any(1).all()

@@ -118,7 +118,6 @@ def info_nce(
     one_pass = (
         wants_gradient
         and reduction != "none"
-        and index is None
         and not (key.requires_grad or columns.requires_grad)
         and query.dtype != torch.float16  # a gradient would be rounded before a loss scaler multiplies it
         and not torch.compiler.is_exporting()  # what will require a gradient then is not known now
@@ -126,8 +125,8 @@ def info_nce(
     if one_pass:
         weight = 1.0 if reduction == "sum" else 1.0 / query.shape[0]
         loss, *_ = torch.ops.fastssl.info_nce(
-            query, columns, None if negatives is None else key, logit_scale, row_offset=row_offset, scale=scale,
-            normalize=normalize, weight=weight, gradient=True, backend=backends.forced(),
+            query, columns, None if negatives is None else key, index, logit_scale, row_offset=row_offset,
+            scale=scale, normalize=normalize, weight=weight, gradient=True, backend=backends.forced(),
         )  # fmt: skip
         return loss
 

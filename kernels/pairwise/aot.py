@@ -72,7 +72,8 @@ def variants(major: int) -> list[Variant]:
             build = gradient_variant if kernel == "gradient" else pair_weights_variant
             out += [build(kind, dimension, tile, online=online) for online in (False, True)]
         elif kernel == "bank":
-            out += [_bank_variant(kind, dimension, tile, online=online) for online in (False, True)]
+            forms = ((False, False), (True, False), (False, True))
+            out += [_bank_variant(kind, dimension, tile, online=form, by_index=index) for form, index in forms]
         else:
             out.append(_sigmoid_variant(kernel, kind, dimension, tile))
     if major == 9:
@@ -205,12 +206,13 @@ def pair_weights_variant(kind: str, dimension: int, tile: Tile, *, online: bool,
     )
 
 
-def _bank_variant(kind: str, dimension: int, tile: Tile, *, online: bool) -> Variant:
+def _bank_variant(kind: str, dimension: int, tile: Tile, *, online: bool, by_index: bool) -> Variant:
     """Columns without a gradient, of which each row leaves one out."""
     signature = {
         **_operands(kind),
         **dict.fromkeys(("p_out", "p_sums"), "*fp32"),
         **({"p_logit_scale": "*fp32"} if online else {}),
+        **({"p_index": "*i64"} if by_index else {}),
         **dict.fromkeys((*_INTEGERS, "tiles_per_split"), "i32"),
         "scale": "fp32",
     }
@@ -218,10 +220,10 @@ def _bank_variant(kind: str, dimension: int, tile: Tile, *, online: bool) -> Var
         **_tile(dimension, tile),
         **_arithmetic(kind),
         **(_ONLINE if online else _FIXED),
-        "POSITIVES": 1,
+        "POSITIVES": 4 if by_index else 1,
         "ROUND": 0,
     }
-    form = "online" if online else "fixed"
+    form = ("online" if online else "fixed") + (" index" if by_index else "")
     return _variant("bank:bank_kernel", f"bank {kind} D={dimension} {form}", kind, tile, signature, constants)
 
 

@@ -7,6 +7,7 @@ from ..arithmetic import LOG2E, finite_or_zero
 from .common import (
     _RECTANGLE,
     DIAGONAL,
+    INDEX,
     _load_operand,
     _own_and_positive,
     _range_of,
@@ -47,7 +48,7 @@ def _attend(
 
 @triton.jit(do_not_specialize=[*_RECTANGLE, "tiles_per_split"])
 def bank_kernel(
-    p_q, p_k, p_logit_scale, p_out, p_sums,
+    p_q, p_k, p_index, p_logit_scale, p_out, p_sums,
     M, N, M_pad, row_base, row_step, col_shift, scale, first_block, tiles_per_split,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
     POSITIVES: tl.constexpr, ONLINE: tl.constexpr, HAS_LOGIT_SCALE: tl.constexpr,
@@ -56,7 +57,7 @@ def bank_kernel(
     """sum_j e_ij k_j for one block of rows and one split of the columns: out [splits, M_pad, D] fp32.
 
     And p_sums [2, splits, M_pad]: sum_j e_ij, and the shift, in base 2, of e_ij = 2^(s c_ij log2(e) - shift). Where
-    POSITIVES is DIAGONAL a row's own column is left out. D fits in one block.
+    POSITIVES is DIAGONAL a row's own column is left out, where it is INDEX column index[i] is. D fits in one block.
     """
     block = first_block + tl.program_id(0)
     split = tl.program_id(1)
@@ -71,12 +72,15 @@ def bank_kernel(
     o_own, o_left_out = _own_and_positive(o_m, M, N, row_base, row_step, col_shift, False, DIAGONAL)
     first = split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, tl.cdiv(N, BLOCK_N))
+    low = N
+    high = -1
     if POSITIVES == DIAGONAL:
         low, high = _range_of(o_own, o_left_out, N, False, DIAGONAL)
+    elif POSITIVES == INDEX:  # they may be anywhere: every tile looks
+        o_left_out = tl.load(p_index + o_m, mask=o_m < M, other=-1)
+        o_left_out = tl.where((o_left_out >= 0) & (o_left_out < N), o_left_out, -1).to(tl.int32)
     else:
         o_left_out = tl.full([BLOCK_M], -1, tl.int32)
-        low = N
-        high = -1
     near_first, near, plain, tail = _schedule(first, last, low, high, N, BLOCK_N, DIAGONAL)
 
     b_out = tl.zeros([BLOCK_M, D], tl.float32)
@@ -94,7 +98,7 @@ def bank_kernel(
         b_k = _load_operand(p_k + tile.to(tl.int64) * (BLOCK_N * D) + o_bn[:, None] * D + o_d[None, :], UPCAST)
         b_sum, b_max, b_out = _attend(
             b_q, b_k, s2, tile * BLOCK_N + o_bn, N, o_left_out, b_sum, b_max, b_out,
-            False, ONLINE, PRECISION, ROUND, UPCAST, p_k.dtype.element_ty,
+            POSITIVES == INDEX, ONLINE, PRECISION, ROUND, UPCAST, p_k.dtype.element_ty,
         )  # fmt: skip
 
     p_rows_out = p_out + (split.to(tl.int64) * M_pad + block * BLOCK_M) * D

@@ -14,6 +14,7 @@ NONE = tl.constexpr(0)
 DIAGONAL = tl.constexpr(1)
 PAIR = tl.constexpr(2)
 KEY = tl.constexpr(3)
+INDEX = tl.constexpr(4)  # of a column of this call: only where no gradient of the columns is wanted
 
 # Sizes and offsets change from call to call: they are never compiled in.
 _RECTANGLE = ["M", "N", "M_pad", "row_base", "row_step", "col_shift", "first_block"]

@@ -45,6 +45,7 @@ TILES = TileTable(
             ("symmetric", "16bit", None): None,
             ("symmetric", "tf32", None): None,
             ("bank", "16bit", 128): Tile(64, 128, 0, 8, 2),
+            ("bank", "16bit", 256): Tile(64, 64, 0, 8, 2),
             ("pair_weights", "16bit", None): Tile(128, 64, 64, 8, 3),
             ("pair_weights", "tf32", None): Tile(128, 64, 32, 8, 3),
             ("sigmoid", "16bit", 256): Tile(128, 64, 0, 8, 2),

@@ -116,6 +116,43 @@ def test_keys_of_the_batch(backend, device, dtype, n, _k, d, wanted, temperature
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "k", "d"), SHAPES)
+@pytest.mark.parametrize("wanted", [(0,), (0, 1)])
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_places_in_a_bank(backend, device, dtype, n, k, d, wanted, temperature):
+    """Several rows may have the same positive, and rows of one block positives at both ends of the bank."""
+    with serving(backend, device, dtype):
+        q, _, bank = problem(n, k, d, dtype, device)
+        index = torch.randint(k, (n,), generator=torch.Generator().manual_seed(n)).to(device)
+        index[: n // 3] = 0
+        index[n // 3 : n // 2] = k - 1
+        settings = {"index": index, "temperature": temperature}
+        mine = with_gradients(functional.info_nce, (q, bank), wanted=wanted, **settings)
+        eager = with_gradients(info_nce, (q, bank), wanted=wanted, **settings)
+        truth = with_gradients(info_nce, (q.double(), bank.double()), wanted=wanted, **settings)
+        compare(mine, eager, truth, (q, None, bank), [2 * i for i in wanted], temperature)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_a_place_that_no_bank_has(backend, device, temperature):
+    """Such a row has the whole bank for negatives and its positive logit counts as 0, whatever way the call takes."""
+    with serving(backend, device):
+        q, _, bank = problem(6, 9, 5, torch.float32, device)
+        index = torch.tensor([8, -1, 3, 9, 2**40, -(2**40)], device=device)
+        q.requires_grad_()
+        losses = functional.info_nce(q, bank, index=index, temperature=temperature, reduction="none")
+        (expected,) = torch.autograd.grad(losses.sum(), q)
+        log_sum = (unit(q) @ unit(bank).T / temperature).logsumexp(1)
+        torch.testing.assert_close(losses[index.abs() > 8], log_sum[index.abs() > 8])
+        loss = functional.info_nce(q, bank, index=index, temperature=temperature, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, q)
+        torch.testing.assert_close(loss, losses.sum())
+        torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "_k", "d"), SHAPES)
 @pytest.mark.parametrize("wanted", [(0, 1), (0,)])
 @pytest.mark.parametrize("scale", [10.0, 100.0])
@@ -208,6 +245,7 @@ def test_gradcheck(backend, device, normalize):
         check(lambda a, b, t: functional.info_nce(a, b, temperature=t, reduction="none", **settings), q, key, tau)
         index = torch.tensor([4, 0, 0, 2], device=device)
         check(lambda a, c, t: functional.info_nce(a, c, index=index, temperature=t, **settings), q, bank, tau)
+        check(lambda a, t: functional.info_nce(a, bank.detach(), index=index, temperature=t, **settings), q, tau)
         check(lambda a, b, t: functional.clip(a, b, 1 / t, **settings), q, key, tau)
         check(lambda a, t: functional.clip(a, key.detach(), 1 / t, reduction="none", **settings), q, tau)
         bias = torch.tensor(-0.5, dtype=torch.float64, device=device, requires_grad=True)
@@ -247,6 +285,8 @@ def test_strides_and_guard_bands(backend, device, dtype):
         inputs = problem(50, 120, 33, dtype, device)
         before = [x.clone() for x in inputs]
         expected = with_gradients(functional.info_nce, inputs, wanted=(0,))
+        index = torch.arange(100, device=device)
+        of_places = with_gradients(functional.info_nce, inputs[::2], wanted=(0,), index=index[::2].clone())
         pairs = [
             with_gradients(function, inputs[:2], *numbers, wanted=(0, 1))
             for function, numbers in ((functional.clip, (10.0,)), (functional.siglip, (10.0, -5.0)))
@@ -256,10 +296,13 @@ def test_strides_and_guard_bands(backend, device, dtype):
         with poisoned_outputs():
             loss = functional.info_nce(q, key, bank)
             (gradient,) = torch.autograd.grad(loss, q)
+            of_index = functional.info_nce(q, bank, index=index[::2])
+            of_index = of_index.detach(), *torch.autograd.grad(of_index, q)
             key.requires_grad_()
             losses = functional.clip(q, key, 10.0), functional.siglip(q, key, 10.0, -5.0)
             both = [torch.autograd.grad(value, (q, key)) for value in losses]
         assert torch.equal(loss.detach(), expected[0]) and torch.equal(gradient, expected[1])
+        assert all(torch.equal(a, b) for a, b in zip(of_index, of_places, strict=True))
         for value, gradients, wanted in zip(losses, both, pairs, strict=True):
             assert all(torch.equal(a, b) for a, b in zip((value.detach(), *gradients), wanted, strict=True))
         assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
@@ -274,6 +317,7 @@ def test_the_same_bits_on_any_number_of_threads():
             torch.set_num_threads(count)
             results.append([
                 *with_gradients(functional.info_nce, inputs, wanted=(0,)),
+                *with_gradients(functional.info_nce, inputs[::2], wanted=(0,), index=torch.arange(120) * 25),
                 *with_gradients(functional.clip, many, 10.0, wanted=(0, 1)),
                 *with_gradients(functional.clip, many, 100.0, wanted=(0, 1)),
                 *with_gradients(functional.siglip, many, 10.0, -5.0, wanted=(0, 1)),
@@ -344,6 +388,7 @@ def test_compiles_without_a_graph_break():
     labels = torch.tensor([0, 1, 0, 1, 2, 2])
     for function in (
         lambda q: functional.info_nce(q, key, bank), lambda q: functional.info_nce(q, key),
+        lambda q: functional.info_nce(q, bank, index=labels),
         lambda q: functional.clip(q, key, 10.0), lambda q: functional.sup_con(q, labels),
         lambda q: functional.siglip(q, key, 10.0, -10.0),
         lambda q: functional.dcl(q, key),
@@ -360,7 +405,8 @@ def test_opcheck():
     settings = {"scale": 1.5, "normalize": True, "weight": 0.25, "gradient": True, "backend": ""}
     utils = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     operators = torch.ops.fastssl
-    for arguments in ((q, bank, key, scale), (q, bank, None, scale)):
+    index = torch.tensor([4, 0, -1, 0])
+    for arguments in ((q, bank, key, None, scale), (q, bank, None, None, scale), (q, bank, None, index, scale)):
         torch.library.opcheck(operators.info_nce, arguments, {**settings, "row_offset": 1}, test_utils=utils)
     torch.library.opcheck(operators.clip, (q, key.requires_grad_(), None), settings, test_utils=utils)
     rules = {"scale": 1.5, "normalize": True, "gradient": True, "backend": "", "exclude_positives": False}
@@ -384,11 +430,13 @@ def test_second_derivatives_raise_and_frozen_inputs_are_refused():
         gradient.sum().backward()
     rules = {"scale": 1.0, "normalize": True, "row_offset": 0, "weight": 1.0, "backend": ""}
     with pytest.raises(RuntimeError, match="only q and logit_scale get gradients"):
-        torch.ops.fastssl.info_nce(q, bank.requires_grad_(), key, None, gradient=True, **rules)
+        torch.ops.fastssl.info_nce(q, bank.requires_grad_(), key, None, None, gradient=True, **rules)
     with pytest.raises(RuntimeError, match="but the call has gradient=False"):
-        torch.ops.fastssl.info_nce(q, bank.detach(), key, None, gradient=False, **rules)
+        torch.ops.fastssl.info_nce(q, bank.detach(), key, None, None, gradient=False, **rules)
     with pytest.raises(TypeError, match="computes no float16 gradients"):
-        torch.ops.fastssl.info_nce(q.half(), bank.half(), key.half(), None, gradient=True, **rules)
+        torch.ops.fastssl.info_nce(q.half(), bank.half(), key.half(), None, None, gradient=True, **rules)
+    with pytest.raises(ValueError, match="positive and index exclude each other"):
+        torch.ops.fastssl.info_nce(q, bank, key, torch.zeros(4, dtype=torch.int64), None, gradient=True, **rules)
     weights = torch.rand(4)
     of_rows = {"scale": 1.0, "normalize": True, "positives": "pair", "exclude_positives": False, "gradient": True}
     with pytest.raises(RuntimeError, match="only z and logit_scale get gradients"):
@@ -396,7 +444,7 @@ def test_second_derivatives_raise_and_frozen_inputs_are_refused():
     with pytest.raises(ValueError, match=r"weighted: positive_weight must be torch.float32 of shape \(4,\) on cpu"):
         torch.ops.fastssl.weighted(q, None, weights, weights[:3], None, **of_rows, backend="")
     with pytest.raises(ValueError, match="row_offset must leave a column for each of the 4 rows among 5, got 2"):
-        torch.ops.fastssl.info_nce(q, bank.detach(), None, None, gradient=True, **{**rules, "row_offset": 2})
+        torch.ops.fastssl.info_nce(q, bank.detach(), None, None, None, gradient=True, **{**rules, "row_offset": 2})
 
 
 A, B = torch.zeros(3, 4), torch.zeros(5, 4)
@@ -446,6 +494,7 @@ def test_backends_agree_with_each_other():
         with fastssl.backend(backend):
             results.append([
                 *with_gradients(functional.info_nce, (q, key, bank), wanted=(0,)),
+                *with_gradients(functional.info_nce, (q, bank), wanted=(0,), index=torch.arange(20) * 2 - 1),
                 *with_gradients(functional.clip, (q, key), 50.0, wanted=(0, 1)),
                 *with_gradients(functional.siglip, (q, key), 50.0, -9.0, wanted=(0, 1)),
             ])  # fmt: skip

@@ -3,7 +3,7 @@
 // are the keys.
 //   dq^_i = weight s ((sum_j e_ij k^_j + e_i p^_i) / (sum_j e_ij + e_i) - p^_i)
 // The positives p are taken from rows of their own, in Real: at low loss their two terms nearly cancel. Where
-// they are columns too, the caller leaves those pairs out.
+// they are columns too, the caller leaves those pairs out. A row without a positive has zeros in its place.
 #pragma once
 
 #include "pass.h"
@@ -84,7 +84,9 @@ class Bank {
         similar += P::load(unit + d) * P::load(positive + d);
       const double c = P::sum(similar);
       const double logit = p.scale * c, shift = pass_.shift * kLn2;
-      const double own = __builtin_exp(logit - shift);
+      const std::int64_t index = p.positives == Positives::kIndex ? p.row_key[i] : 0;
+      const bool has_positive = index >= 0 && index < p.cols;
+      const double own = has_positive ? __builtin_exp(logit - shift) : 0;
       double sum = own;
       Real* grad = grad_ + i * stride_;
       for (std::int64_t part = 0; part < rectangle_.chunks; ++part) {

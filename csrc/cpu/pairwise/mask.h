@@ -24,6 +24,7 @@ class Mask {
         row_offset_(p.row_offset),
         col_offset_(p.col_offset),
         row_step_(p.row_step),
+        row_index_(p.positives == Positives::kIndex ? p.row_key : nullptr),
         row_id_(row_id),
         col_id_(col_id) {}
 
@@ -32,6 +33,8 @@ class Mask {
   bool touches(std::int64_t i, std::int64_t j) const {
     if (i + P::kRows > rows_ || j + P::kCols > cols_ || rule_ == Positives::kKey) return true;
     if (!exclude_self_ && rule_ == Positives::kNone) return false;
+    if (rule_ == Positives::kIndex && touches_index(i, col_offset_ + j)) return true;
+    if (rule_ == Positives::kIndex && !exclude_self_) return false;
     const std::int64_t first = row_offset_ + row_step_ * i, last = first + row_step_ * (P::kRows - 1);
     const std::int64_t low = first < last ? first : last, high = first < last ? last : first;
     const std::int64_t column = col_offset_ + j;
@@ -47,6 +50,8 @@ class Mask {
     const Ints self_lane = P::broadcast_ints(exclude_self_ ? lane_of(index - column) : -1);
     Ints match_lane = P::broadcast_ints(-1);
     if (rule_ == Positives::kDiagonal) match_lane = P::broadcast_ints(lane_of(index - column));
+    if (rule_ == Positives::kIndex && i < rows_)
+      match_lane = P::broadcast_ints(lane_of(row_index_[i] - column));
     if (rule_ == Positives::kPair) match_lane = P::broadcast_ints(lane_of((index ^ 1) - column));
     FASTSSL_UNROLL
     for (int v = 0; v < P::kVectors; ++v) {
@@ -61,6 +66,12 @@ class Mask {
   }
 
  private:
+  bool touches_index(std::int64_t i, std::int64_t column) const {
+    bool any = false;
+    for (int r = 0; r < P::kRows; ++r) any |= lane_of(row_index_[i + r] - column) >= 0;
+    return any;
+  }
+
   static Signed lane_of(std::int64_t distance) {
     return distance >= 0 && distance < P::kCols ? static_cast<Signed>(distance) : -1;
   }
@@ -68,6 +79,7 @@ class Mask {
   Positives rule_;
   bool exclude_self_, exclude_positives_;
   std::int64_t rows_, cols_, row_offset_, col_offset_, row_step_;
+  const std::int64_t* row_index_;  // null, or the column of each row's positive
   const Signed* row_id_;
   const Signed* col_id_;
 };

@@ -54,10 +54,12 @@ void check_and_complete(PairwiseProblem& p, DenseKeys& keys) {
   require(p.rows >= 1 && p.cols >= 1 && p.dim >= 1, "pairwise: rows, cols and dim must be at least 1");
   require(p.k != nullptr || p.rows == p.cols, "pairwise: without k, cols must equal rows");
   require(p.q_other == nullptr || p.rows % 2 == 0, "pairwise: with q_other, rows must be even");
-  require(p.positives >= Positives::kNone && p.positives <= Positives::kKey,
+  require(p.positives >= Positives::kNone && p.positives <= Positives::kIndex,
           "pairwise: unknown rule of positives");
   require(p.positives != Positives::kKey || (p.row_key != nullptr && p.col_key != nullptr),
           "pairwise: positives by key need row_key and col_key");
+  require(p.positives != Positives::kIndex || (p.row_key != nullptr && p.k != nullptr),
+          "pairwise: positives by index need row_key and k");
   require(p.cols < (std::int64_t{1} << 31) && p.rows < (std::int64_t{1} << 31),
           "pairwise: rows and cols must be below 2^31");
   const bool by_key = p.positives == Positives::kKey;

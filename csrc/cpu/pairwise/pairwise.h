@@ -19,7 +19,8 @@ enum class Positives : int {
   kNone = 0,      // never
   kDiagonal = 1,  // J == I
   kPair = 2,      // J == I ^ 1
-  kKey = 3        // the same key
+  kKey = 3,       // the same key
+  kIndex = 4      // J == row_key[i], whatever row_offset says
 };
 
 struct PairwiseProblem {
@@ -32,7 +33,7 @@ struct PairwiseProblem {
   double scale;  // s
   bool normalize;
   Positives positives;
-  const std::int64_t* row_key;  // [rows], for Positives::kKey
+  const std::int64_t* row_key;  // [rows], for Positives::kKey and kIndex
   const std::int64_t* col_key;  // [cols]
   const void* positive;         // null, or [rows, dim]: each row's positive, for pairwise_bank
   std::int64_t positive_stride;
@@ -90,7 +91,9 @@ struct SigmoidOutputs {
 };
 
 struct BankOutputs {
-  void* loss;    // [rows] Real: log(exp(x_positive) + sum over the pairs in the log-sum) - x_positive
+  // [rows] Real: log(exp(x_positive) + sum over the pairs in the log-sum) - x_positive. A row whose index is
+  // no column's has no positive: its loss is the log-sum.
+  void* loss;
   void* dq;      // [rows, dim], `dtype`, contiguous: the gradient of weight x the sum of the losses
   void* dscale;  // [] Real: its derivative by s
 };

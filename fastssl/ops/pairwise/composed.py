@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,8 @@ def info_nce(
     logsumexp_grad: Callable[..., tuple[Tensor, Tensor]],
     q: Tensor,  # [M, D]
     k: Tensor,  # [N, D]
-    positive: Tensor | None,  # [M, D]; None: they stand among the columns, from row_offset on
+    positive: Tensor | None,  # [M, D]; None: they stand among the columns, at `index` or from row_offset on
+    index: Tensor | None,  # [M]
     logit_scale: Tensor | None,  # []
     *,
     scale: float,
@@ -95,22 +97,25 @@ def info_nce(
     Positives are left out of the products, wherever they stand, and added afterwards: at low loss the two terms of
     theirs nearly cancel, and roundings of a product in 16 bits would not.
     """
-    among, positive = own_columns(q, k, positive, row_offset)
+    positives = Positives.of(q, k, positive, index, row_offset)
+    by_key = index is not None
     rules = {
-        "scale": scale, "normalize": normalize, "positives": "diagonal" if among else "none", "row_key": None,
-        "col_key": None, "exclude_self": False, "exclude_positives": among, "row_offset": row_offset, "col_offset": 0,
+        "scale": scale, "normalize": normalize, "positives": "key" if by_key else positives.rule, "row_key": index,
+        "col_key": torch.arange(k.shape[0], device=k.device) if by_key else None, "exclude_self": False,
+        "exclude_positives": positives.among, "row_offset": row_offset, "col_offset": 0,
     }  # fmt: skip
     s = scale if logit_scale is None else scale * logit_scale
-    rows, own = (F.normalize(widened(x), dim=1) if normalize else widened(x) for x in (q, positive))
+    rows, own = (F.normalize(widened(x), dim=1) if normalize else widened(x) for x in (q, positives.rows))
     cosine = (rows * own).sum(1)
     logit = s * cosine
-    log_sum = torch.logaddexp(logsumexp(q, k, logit_scale, **rules)[0], logit)
+    in_sum = positives.in_sum(logit)
+    log_sum = torch.logaddexp(logsumexp(q, k, logit_scale, **rules)[0], in_sum)
     loss = weight * (log_sum - logit).sum()
     if not gradient:
         return loss, q.new_empty((0,)), torch.zeros_like(loss)
     weights = torch.full_like(log_sum, weight)
     dq, d_scale = logsumexp_grad(q, k, logit_scale, log_sum, weights, None, None, None, None, row_step=1, **rules)
-    of_positive = weight * torch.expm1(logit - log_sum)
+    of_positive = weight * torch.expm1(in_sum - log_sum)
     dq = widened(dq) + through_normalize((of_positive * s)[:, None] * own, q, normalize)
     return loss, dq.to(q.dtype), d_scale + (of_positive * cosine).sum()
 
@@ -149,11 +154,37 @@ def weighted(
     return loss, dz, d_scale / 2  # every pair was counted as a row's and as a column's
 
 
-def own_columns(q: Tensor, k: Tensor, positive: Tensor | None, row_offset: int) -> tuple[bool, Tensor]:
-    """Whether the rows' positives stand among the columns, and the positives."""
-    if positive is not None:
-        return False, positive
-    return True, k[row_offset : row_offset + q.shape[0]]
+class Positives(NamedTuple):
+    """The positives of info_nce's rows.
+
+    Attributes:
+        rule: where they stand among the columns: "none" (nowhere), "diagonal" (from row_offset on) or "index".
+        rows: [M, D], zeros for a row without one.
+        exist: bool [M], which rows have one; None: all.
+    """
+
+    rule: str
+    rows: Tensor
+    exist: Tensor | None
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, positive: Tensor | None, index: Tensor | None, row_offset: int) -> Positives:
+        if positive is not None:
+            return cls("none", positive, None)
+        if index is None:
+            return cls("diagonal", k[row_offset : row_offset + q.shape[0]], None)
+        exist = (index >= 0) & (index < k.shape[0])
+        rows = k[index.clamp(0, k.shape[0] - 1)]
+        return cls("index", torch.where(exist[:, None], rows, torch.zeros_like(rows)), exist)
+
+    @property
+    def among(self) -> bool:
+        """Whether they are columns."""
+        return self.rule != "none"
+
+    def in_sum(self, logit: Tensor) -> Tensor:
+        """The logits [M] that they add to the log-sums."""
+        return logit if self.exist is None else torch.where(self.exist, logit, -torch.inf)
 
 
 def through_normalize(d_rows: Tensor, q: Tensor, normalize: bool) -> Tensor:

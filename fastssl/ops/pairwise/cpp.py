@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 # The numbers of the enum in csrc/cpu/pairwise/pairwise.h.
-_POSITIVES = {"none": 0, "diagonal": 1, "pair": 2, "key": 3}
+_POSITIVES = {"none": 0, "diagonal": 1, "pair": 2, "key": 3, "index": 4}
 
 
 def pairwise_logsumexp(
@@ -229,6 +229,7 @@ def info_nce(
     q: Tensor,  # [M, D]
     k: Tensor,  # [N, D]
     positive: Tensor | None,  # [M, D]
+    index: Tensor | None,  # [M]
     logit_scale: Tensor | None,  # []
     *,
     scale: float,
@@ -241,17 +242,17 @@ def info_nce(
     full = scale if logit_scale is None else scale * float(logit_scale)
     if not (gradient and normalize and abs(full) <= kernels().FIXED_SHIFT_LIMIT):  # NaN neither
         return composed.info_nce(
-            pairwise_logsumexp, pairwise_logsumexp_grad, q, k, positive, logit_scale, scale=scale, normalize=normalize,
-            row_offset=row_offset, weight=weight, gradient=gradient,
+            pairwise_logsumexp, pairwise_logsumexp_grad, q, k, positive, index, logit_scale, scale=scale,
+            normalize=normalize, row_offset=row_offset, weight=weight, gradient=gradient,
         )  # fmt: skip
     losses, d_scale = (torch.empty(shape, dtype=accumulator(q)) for shape in (q.shape[:1], ()))
     dq = torch.empty(q.shape, dtype=q.dtype)
-    q, k = unit_stride(q), unit_stride(k)
-    among, positive = composed.own_columns(q, k, positive, row_offset)
-    positive = unit_stride(positive)
+    q, k, index = unit_stride(q), unit_stride(k), contiguous(index)
+    positives = composed.Positives.of(q, k, positive, index, row_offset)
+    positive = unit_stride(positives.rows)
     problem = _problem(
-        q, k, None, None, None, row_offset, 0, row_step=1, scale=full, normalize=True,
-        positives="diagonal" if among else "none", exclude_self=False, exclude_positives=among,
+        q, k, None, index, None, row_offset, 0, row_step=1, scale=full, normalize=True, positives=positives.rule,
+        exclude_self=False, exclude_positives=positives.among,
     )  # fmt: skip
     kernels().pairwise_bank(
         problem,

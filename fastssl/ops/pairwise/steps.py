@@ -9,9 +9,6 @@
 ``siglip``
     all pairs of rows of two sets, each a yes or a no of its own.
 ``weighted``
-    any weighted sum of the log-sums and positive logits of rows among themselves (labels, decoupled losses).
-
-``weighted``
     any weighted sum of rows' log-sums and positive logits, of rows among themselves (labels, decoupled losses).
 
 Each returns weight x the sum of its losses, the gradients of that for its inputs, and its derivatives by the full scale
@@ -68,11 +65,22 @@ def _check_clip(x: Tensor, y: Tensor, *, gradient: bool, **rules: Any) -> None:
 
 
 def _check_info_nce(
-    q: Tensor, k: Tensor, positive: Tensor | None, *, row_offset: int, gradient: bool, **rules: Any
+    q: Tensor,
+    k: Tensor,
+    positive: Tensor | None,
+    index: Tensor | None,
+    *,
+    row_offset: int,
+    gradient: bool,
+    **rules: Any,
 ) -> None:
     _check("info_nce", {"q": q} if positive is None else {"q": q, "positive": positive}, gradient)
     checks.check_tensor("info_nce", "k", k, ndim=2, layout="[K, D]")
-    if positive is None and not 0 <= row_offset <= k.shape[0] - q.shape[0]:
+    if index is not None:
+        checks.check_keys("info_nce", "index", index, length=q.shape[0], device=q.device)
+        if positive is not None:
+            raise ValueError("info_nce: positive and index exclude each other, got both")
+    elif positive is None and not 0 <= row_offset <= k.shape[0] - q.shape[0]:
         raise ValueError(
             f"info_nce: row_offset must leave a column for each of the {q.shape[0]} rows among {k.shape[0]}, "
             f"got {row_offset}"
@@ -163,9 +171,11 @@ def _define(
 
 _define(f"nt_xent(Tensor z0, Tensor z1, Tensor? logit_scale, *, {_RULES})", _check_nt_xent, ("z0", "z1"))
 _define(f"clip(Tensor x, Tensor y, Tensor? logit_scale, *, {_RULES})", _check_clip, ("x", "y"))
-# The positive of row i is row i of `positive`, one more column; or without that column row_offset + i.
+# The positive of row i is row i of `positive`, one more column; or column index[i], of which there may be none; or
+# without both column row_offset + i.
 _define(
-    f"info_nce(Tensor q, Tensor k, Tensor? positive, Tensor? logit_scale, *, SymInt row_offset, {_RULES})",
+    "info_nce(Tensor q, Tensor k, Tensor? positive, Tensor? index, Tensor? logit_scale, *, SymInt row_offset, "
+    f"{_RULES})",
     _check_info_nce,
     ("q",),
 )

@@ -120,6 +120,7 @@ def info_nce(
     q: Tensor,  # [M, D]
     k: Tensor,  # [N, D]
     positive: Tensor | None,  # [M, D]
+    index: Tensor | None,  # [M]
     logit_scale: Tensor | None,  # []
     *,
     scale: float,
@@ -129,27 +130,27 @@ def info_nce(
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``composed.info_nce``; one pass over the columns where a kernel holds a row's gradient in registers."""
-    among, positive = composed.own_columns(q, k, positive, row_offset)
+    positives = composed.Positives.of(q, k, positive, index, row_offset)
     with on_device_of(q):
         problem = Problem.of(
-            q, k, logit_scale, scale=scale, normalize=normalize, positives="diagonal" if among else "none",
-            row_key=None, col_key=None, exclude_self=False, exclude_positives=among, row_offset=row_offset,
-            col_offset=0, row_step=1,
+            q, k, logit_scale, scale=scale, normalize=normalize, positives=positives.rule, row_key=index, col_key=None,
+            exclude_self=False, exclude_positives=positives.among, row_offset=row_offset, col_offset=0, row_step=1,
         )  # fmt: skip
         tile = problem.tile("bank") if gradient else None
         if tile is None:
             return composed.info_nce(
-                pairwise_logsumexp, pairwise_logsumexp_grad, q, k, None if among else positive, logit_scale,
-                scale=scale, normalize=normalize, row_offset=row_offset, weight=weight, gradient=gradient,
+                pairwise_logsumexp, pairwise_logsumexp_grad, q, k, positive, index, logit_scale, scale=scale,
+                normalize=normalize, row_offset=row_offset, weight=weight, gradient=gradient,
             )  # fmt: skip
         others, attended = _bank(problem, tile)
     s = scale if logit_scale is None else scale * logit_scale
-    rows, own = (F.normalize(widened(x), dim=1) if normalize else widened(x) for x in (q, positive))
+    rows, own = (F.normalize(widened(x), dim=1) if normalize else widened(x) for x in (q, positives.rows))
     cosine = (rows * own).sum(1)
     logit = s * cosine
-    log_sum = torch.logaddexp(others, logit)
+    in_sum = positives.in_sum(logit)
+    log_sum = torch.logaddexp(others, in_sum)
     of_columns = weight * (others - log_sum).exp()[:, None] * attended
-    of_positive = weight * torch.expm1(logit - log_sum)
+    of_positive = weight * torch.expm1(in_sum - log_sum)
     d_rows = s * (of_columns + of_positive[:, None] * own)
     d_scale = (of_columns * rows).sum() + (of_positive * cosine).sum()
     dq = composed.through_normalize(d_rows, q, normalize).to(q.dtype)
@@ -323,7 +324,7 @@ def _bank(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor]:
     out = torch.empty(splits, m_pad, d, dtype=torch.float32, device=rows.device)
     sums = torch.empty(2, splits, m_pad, dtype=torch.float32, device=rows.device)
     bank_kernel[(blocks, splits)](
-        rows, columns, problem.logit_scale, out, sums, m, problem.n_columns, m_pad,
+        rows, columns, problem.row_key, problem.logit_scale, out, sums, m, problem.n_columns, m_pad,
         problem.row_base, problem.row_step, problem.col_shift, problem.scale, 0, per_split,
         D=d, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, STAGES=tile.stages, ROUND=problem.round_bits,
         POSITIVES=problem.masks()["POSITIVES"], ONLINE=problem.online, **problem.arithmetic(),

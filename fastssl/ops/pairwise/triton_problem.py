@@ -21,7 +21,7 @@ from ..triton_launch import INTERPRETED, capability
 # at 40 it is 6e34, which the 65536 of torch.amp.GradScaler carries to infinity.
 FIXED_SHIFT_LIMIT = 30.0
 
-_POSITIVES = {"none": 0, "diagonal": 1, "pair": 2, "key": 3}  # the numbers in kernels/pairwise/common.py
+_POSITIVES = {"none": 0, "diagonal": 1, "pair": 2, "key": 3, "index": 4}  # the numbers in kernels/pairwise/common.py
 
 
 @dataclass(frozen=True)
