@@ -205,17 +205,28 @@ def uneven_step(rank, world_size):
         return str(error)
 
 
+def _of_two_views(**over):
+    """The losses that can be computed in a ring, by name, as functions of two views [N, D]."""
+    labels = torch.arange(N) // 3
+    return {
+        "nt_xent": lambda x, y: functional.nt_xent(x, y, **over),
+        "info_nce": lambda x, y: functional.info_nce(x, y, **over),
+        "info_nce of keys": lambda x, y: functional.info_nce(x, y.detach(), **over) + 0.0 * y.sum(),
+        "clip": lambda x, y: functional.clip(x, y, 5.0, **over),
+        "siglip": lambda x, y: functional.siglip(x, y, 5.0, -5.0, **over),
+        "sup_con": lambda x, y: functional.sup_con(torch.stack((x, y), 1), labels[: len(x)], **over),
+        "dcl": lambda x, y: functional.dcl(x, y, **over),
+    }
+
+
 def ring_memory(rank, world_size):
-    """The largest tensor that a loss and its backward pass make with 64 rows per rank, in numbers, by exchange."""
+    """The largest tensor that each loss and its backward pass make, in numbers, by exchange and loss."""
     largest = {}
     for exchange in ("gather", "ring"):
-        with Largest() as seen:
-            z0, z1 = (torch.randn(64, 64, requires_grad=True) for _ in range(2))
-            group = {"group": dist.group.WORLD, "exchange": exchange}
-            functional.clip(z0, z1, 5.0, **group).backward()
-            functional.siglip(z0, z1, 5.0, -5.0, **group).backward()
-            functional.nt_xent(z0, z1, **group).backward()
-        largest[exchange] = seen.numbers
+        for name, loss in _of_two_views(group=dist.group.WORLD, exchange=exchange).items():
+            with Largest() as seen:
+                loss(*(torch.randn(N, 64, requires_grad=True) for _ in range(2))).backward()
+            largest[exchange, name] = seen.numbers
     return largest
 
 
@@ -300,14 +311,20 @@ def ring_elsewhere(rank, world_size):
 
 
 def ring_in_bfloat16(rank, world_size):
-    """Largest difference of a ring's gradient from that of gathering, relative to the largest number, in bfloat16."""
+    """Largest errors of bfloat16 gradients relative to the largest number, by loss: gathering's, and a ring's."""
     generator = torch.Generator().manual_seed(rank)
-    views = [torch.randn(N, D, generator=generator).bfloat16().requires_grad_() for _ in range(2)]
-    errors = []
-    for loss in (functional.nt_xent, functional.clip, functional.siglip, functional.dcl):
-        results = [
-            torch.autograd.grad(loss(*views, group=dist.group.WORLD, exchange=exchange), views)
-            for exchange in ("gather", "ring")
+    views = [torch.randn(N, D, generator=generator).bfloat16() for _ in range(2)]
+    gather, ring = (_of_two_views(group=dist.group.WORLD, exchange=exchange) for exchange in ("gather", "ring"))
+
+    def gradients(loss, dtype):
+        inputs = [view.to(dtype).requires_grad_() for view in views]
+        return torch.cat(torch.autograd.grad(loss(*inputs), inputs)).double()
+
+    errors = {}
+    for name in gather:
+        truth = gradients(gather[name], torch.float64)
+        errors[name] = [
+            ((gradients(forms[name], torch.bfloat16) - truth).abs().max() / truth.abs().max()).item()
+            for forms in (gather, ring)
         ]
-        errors += [((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*results, strict=True)]
-    return max(errors)
+    return errors

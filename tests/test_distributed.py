@@ -9,6 +9,7 @@ import torch
 from harness import serving
 from ranks import (
     Encoder,
+    N,
     Objective,
     frozen_view_step,
     global_batch,
@@ -128,9 +129,9 @@ def test_uneven_batches_raise_on_every_rank():
 
 def test_a_ring_holds_no_rows_of_all_ranks():
     for largest in results(4)[ring_memory,]:
-        # Two views of this rank's 64 rows; gathering, of four times as many.
-        assert largest["ring"] <= 2 * 64 * 64
-        assert largest["gather"] >= 4 * 2 * 64 * 64
+        for (exchange, name), numbers in largest.items():
+            # At most both views of this rank's rows, of 64 numbers each; gathering, at least one view of all ranks'.
+            assert numbers <= 2 * N * 64 if exchange == "ring" else numbers >= 4 * N * 64, (exchange, name, numbers)
 
 
 def test_a_ring_sends_before_it_computes():
@@ -149,4 +150,7 @@ def test_a_ring_keeps_its_backend_and_leaves_out_what_nobody_wants():
 
 
 def test_a_ring_in_bfloat16():
-    assert max(results(4)[ring_in_bfloat16,]) < 0.03
+    """A gradient is rounded once more for each block, from which it is added up in float32."""
+    for errors in results(4)[ring_in_bfloat16,]:
+        for name, (gathered, ring) in errors.items():
+            assert 0 < ring <= 2 * gathered + torch.finfo(torch.bfloat16).eps, (name, gathered, ring)
