@@ -212,6 +212,18 @@ def _encoder(source: str, pretrained: bool, size: int | None, option: str = "") 
         raise UsageError(f"{option}{' '.join(str(error).split())}") from None
 
 
+def _check_head(encoder: Encoder, task: str, layers: int) -> None:
+    """Whether fine-tuning can start so far inside the projection head."""
+    from fastssl.evaluate.finetune import first_layers
+
+    if not encoder.has_projection:
+        raise UsageError(f"--{task}.head_layers {layers}: {encoder.label} has no projection, only the representation h")
+    try:
+        first_layers(encoder, layers)
+    except ValueError as error:
+        raise UsageError(f"--{task}.head_layers {layers}: {error}") from None
+
+
 def _make_folder(wanted: str | None, source: str, config: Path | None) -> Path:
     from fastssl.cli.fit import next_numbered
 
@@ -265,6 +277,9 @@ def _evaluate(source: str, arguments: list[str]) -> int:
     on = _words_of("on", options.on, _WORDS, _WORDS if encoder.has_projection else ("h",))
     if "z" in on and not encoder.has_projection:
         raise UsageError(f"--on z: {encoder.label} has no projection, only the representation h")
+    for task, recipe in (("finetune", made.finetune), ("semi", made.semi)):
+        if task in tasks and recipe.head_layers:
+            _check_head(encoder, task, recipe.head_layers)
     supervised = None
     if options.supervised == "train" and config is None:
         raise UsageError(f"--supervised train needs the folder of a run, which says how to train; {source!r} is none")

@@ -3,11 +3,13 @@
 The recipe for all labels is that of BEiT (Bao et al. 2021, arXiv 2106.08254) and MAE (He et al. 2021, arXiv 2111.06377,
 table 9): AdamW, a learning rate that decays from layer to layer towards the input, label smoothing, stochastic depth.
 That for few labels is SimCLR's (Chen et al. 2020, appendix B.5): SGD with Nesterov's momentum at one rate, crops and
-flips, no regularisation.
+flips, no regularisation. Both can start from inside the projection head, as SimCLR v2 does (Chen et al. 2020b,
+section 3).
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +28,10 @@ from fastssl.evaluate.features import extract
 from fastssl.methods.optim import create_optimizer, warmup_cosine
 from fastssl.models.backbones import create_backbone
 from fastssl.models.encoder import Encoder, represent
+from fastssl.models.heads import ProjectionHead
+
+# Two images are the least from which BatchNorm learns something.
+_LEAST = {"lr": 0, "weight_decay": 0, "epochs": 1, "min_steps": 0, "batch_size": 2, "head_layers": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Recipe:
         label_smoothing: share of each target that is spread over all classes.
         drop_path: stochastic depth, where timm's model has it.
         min_scale: smallest area of a crop as a share of the image.
+        head_layers: hidden layers of the projection head that stay below the classifier, 1 in SimCLR v2; 0: none. An
+            encoder without a projection is fine-tuned from h.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -60,12 +68,12 @@ class Recipe:
     label_smoothing: float = 0.1
     drop_path: float = 0.1
     min_scale: float = 0.08
+    head_layers: int = 0
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f'optimizer must be "adamw" or "sgd", got {self.optimizer!r}')
-        # Two images are the least from which BatchNorm learns something.
-        for name, least in {"lr": 0, "weight_decay": 0, "epochs": 1, "min_steps": 0, "batch_size": 2}.items():
+        for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("layer_decay", "min_scale"):
@@ -92,6 +100,8 @@ class FewLabels(Recipe):
         label_smoothing: share of each target that is spread over all classes.
         drop_path: stochastic depth, where timm's model has it.
         min_scale: smallest area of a crop as a share of the image.
+        head_layers: hidden layers of the projection head that stay below the classifier, 1 in SimCLR v2; 0: none. An
+            encoder without a projection is fine-tuned from h.
         fractions: shares of the labels, each above 0 and at most 1.
 
     Raises:
@@ -178,7 +188,7 @@ def fine_tune(
         An encoder that gives logits [B, num_classes] in the place of h.
 
     Raises:
-        ValueError: if `places` is empty.
+        ValueError: if `places` is empty, or the projection head has not as many hidden layers as the recipe keeps.
     """
     if not len(places):
         raise ValueError("fine_tune: places must hold at least one image, got none")
@@ -186,9 +196,7 @@ def fine_tune(
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda):
         torch.manual_seed(seed)
-        model = (
-            _with_classifier(encoder, num_classes, recipe.drop_path).to(device).to(memory_format=torch.channels_last)
-        )
+        model = _with_classifier(encoder, num_classes, recipe).to(device).to(memory_format=torch.channels_last)
         view = Compose(
             [
                 RandomResizedCrop(encoder.size, scale=(recipe.min_scale, 1.0), interpolation="bicubic"),
@@ -234,16 +242,37 @@ def classifier_accuracy(classifier: Encoder, batches: Iterable[Batch]) -> float:
     return (logits.argmax(1) == label).float().mean().item()
 
 
-def _with_classifier(encoder: Encoder, num_classes: int, drop_path: float) -> nn.Module:
+def first_layers(encoder: Encoder, count: int) -> nn.Sequential | None:
+    """The hidden layers of the projection head that stay below a classifier, copied; None: there are none to stay.
+
+    Raises:
+        ValueError: if the head has not so many.
+    """
+    if not count or not encoder.has_projection:
+        return None
+    if not isinstance(encoder.projection, ProjectionHead):
+        head = type(encoder.projection).__name__
+        raise ValueError(f"head_layers must be 0, the projection of {encoder.label} is a {head}; got {count}")
+    return copy.deepcopy(encoder.projection.first(count))
+
+
+def _with_classifier(encoder: Encoder, num_classes: int, recipe: Recipe) -> nn.Module:
     """A copy of the backbone with a new classifier as its last layer, and stochastic depth where it has that."""
     name, stem, kwargs = encoder.architecture
     own = dict(kwargs)
-    if drop_path:
-        own["drop_path_rate"] = drop_path
+    if recipe.drop_path:
+        own["drop_path_rate"] = recipe.drop_path
     try:
-        model = create_backbone(name, stem, own)
+        model: Any = create_backbone(name, stem, own)
     except ValueError:  # timm's model knows no stochastic depth
         model = create_backbone(name, stem, kwargs)
     model.load_state_dict(encoder.backbone.state_dict())
-    model.reset_classifier(num_classes)  # type: ignore[operator]  # timm's, not a tensor
+    model.reset_classifier(num_classes)
+    kept = first_layers(encoder, recipe.head_layers)
+    if kept is not None:  # part of the last layer: it has the classifier's rate
+        classifier = model.get_classifier()
+        place = next(path for path, module in model.named_modules() if module is classifier)
+        width = next(module.out_features for module in reversed(kept) if isinstance(module, nn.Linear))
+        parent, _, attribute = place.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, nn.Sequential(kept, nn.Linear(width, num_classes)))
     return model

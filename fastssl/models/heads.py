@@ -44,6 +44,19 @@ class ProjectionHead(nn.Sequential):
         """h [B, in_dim] -> z [B, out_dim], not normalised: the loss does that."""
         return super().forward(h)
 
+    def first(self, layers: int) -> nn.Sequential:
+        """The first hidden layers, with their BatchNorm and ReLU: [B, in_dim] -> [B, hidden_dim].
+
+        SimCLR v2 fine-tunes from there (Chen et al. 2020b, section 3). The modules are this head's own.
+
+        Raises:
+            ValueError: if there are not so many, or `layers` is below 1.
+        """
+        ends = [place + 1 for place, module in enumerate(self) if isinstance(module, nn.ReLU)]
+        if not 1 <= layers <= len(ends):
+            raise ValueError(f"layers must be from 1 to {len(ends)}, the head's hidden layers, got {layers}")
+        return nn.Sequential(*list(self)[: ends[layers - 1]])
+
 
 class DINOHead(nn.Module):
     """The head of DINO: Caron et al. 2021 (arXiv 2104.14294), appendix C.

@@ -175,6 +175,10 @@ def test_pictures_without_labels_have_a_map(run, tmp_path, capsys):
             "--supervised train needs the folder of a run, which says how to train; 'test_resnet' is none",
         ),
         (["test_resnet", "--data", "photos", "--on", "z"], "--on z: test_resnet has no projection"),
+        (
+            ["test_resnet", "--data", "photos", "--tasks", "semi", "--semi.head_layers", "1"],
+            "--semi.head_layers 1: test_resnet has no projection",
+        ),
         (["--tasks", "knn", "runs/tiny/1"], "the source comes first: fastssl eval SOURCE [options], got '--tasks'"),
     ],
 )

@@ -9,6 +9,7 @@ from fastssl.data import Batch, TensorImages
 from fastssl.evaluate.finetune import FewLabels, Recipe, classifier_accuracy, fine_tune, layer_groups
 from fastssl.models.backbones import create_backbone
 from fastssl.models.encoder import Architecture, Encoder
+from fastssl.models.heads import DINOHead, ProjectionHead
 
 
 def stripes(n: int, seed: int, size: int = 16) -> TensorImages:
@@ -114,6 +115,49 @@ def test_drop_path_reaches_the_model():
     assert tuned.backbone.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs", "last"), [("test_resnet", {}, "fc"), ("vit_tiny_patch16_224", _VIT, "head")]
+)
+def test_from_inside_the_projection_head(name, kwargs, last):
+    """Its first layers, with what their BatchNorm has seen, stand below the classifier, and are trained with it."""
+    start, images = tiny(name, **kwargs), stripes(16, 0)
+    start.projection = ProjectionHead(start.num_features, 10, 4, layers=3)
+    start.projection(torch.randn(50, start.num_features))  # statistics that a new one would not have
+    start.eval()
+    x = start.transform(images.images)
+    quick = dict(batch_size=16, epochs=1, drop_path=0.0)
+    for layers, width in ((1, 3), (2, 6)):
+        still = fine_tune(start, images, torch.arange(16), 2, Recipe(head_layers=layers, lr=0.0, **quick)).eval()
+        kept, classifier = getattr(still.backbone, last)
+        assert len(kept) == width
+        for module, original in zip(kept, start.projection, strict=False):
+            assert all(torch.equal(a, b) for a, b in zip(module.parameters(), original.parameters(), strict=True))
+        assert kept[1].num_batches_tracked == 2  # one of the head's own, one of this step
+        assert classifier.in_features == 10
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    tuned = fine_tune(start, images, torch.arange(16), 2, Recipe(head_layers=1, lr=0.1, **quick)).eval()
+    assert tuned(x).shape == (16, 2)
+    kept, _ = getattr(tuned.backbone, last)
+    assert not torch.equal(kept[0].weight, start.projection[0].weight)
+    assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
+    groups = layer_groups(tuned.backbone, 0.5, 0.05)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert scale[id(kept[0].weight)] == 1
+
+
+def test_a_head_that_cannot_be_kept_is_named():
+    start, images = tiny(), stripes(8, 0)
+    start.projection = ProjectionHead(start.num_features, 10, 4)
+    with pytest.raises(ValueError, match="layers must be from 1 to 1, the head's hidden layers, got 2"):
+        fine_tune(start, images, torch.arange(8), 2, Recipe(head_layers=2))
+    start.projection = DINOHead(start.num_features, 16)
+    with pytest.raises(ValueError, match="head_layers must be 0, the projection of test_resnet is a DINOHead; got 1"):
+        fine_tune(start, images, torch.arange(8), 2, Recipe(head_layers=1))
+    start.projection = None  # an untrained line beside: from h
+    tuned = fine_tune(start, images, torch.arange(8), 2, Recipe(head_layers=1, epochs=1, batch_size=8))
+    assert tuned.backbone.fc.in_features == start.num_features
+
+
 def test_unknown_labels_do_not_count_in_the_accuracy():
     batch = stripes(10, 0).__getitems__(range(10))
     tuned = fine_tune(tiny(), stripes(8, 0), torch.arange(8), 2, Recipe(epochs=1, batch_size=8))
@@ -128,6 +172,7 @@ def test_unknown_labels_do_not_count_in_the_accuracy():
         (dict(optimizer="lamb"), 'optimizer must be "adamw" or "sgd", got \'lamb\''),
         (dict(layer_decay=0.0), "layer_decay must be above 0 and at most 1, got 0.0"),
         (dict(batch_size=1), "batch_size must be at least 2, got 1"),
+        (dict(head_layers=-1), "head_layers must be at least 0, got -1"),
         (dict(warmup=1.0), "warmup must be at least 0 and below 1, got 1.0"),
     ],
 )
