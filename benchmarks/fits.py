@@ -2,7 +2,8 @@
 
     python -m fastssl.benchmarks.fits runs/seed0 runs/seed1 runs/seed2 --json benchmarks/results/fit_simclr.json
 
-collects them with the machine that trained, and ``python -m fastssl.benchmarks.report`` makes the table.
+collects them with the machine that trained, and ``python -m fastssl.benchmarks.report`` makes the table: of one such
+file all lines, of several a line for each.
 """
 
 from __future__ import annotations
@@ -68,6 +69,36 @@ def markdown(document: Mapping[str, Any]) -> str:
             text = f"**{mean:.1f}**" if mean >= 100 * best - 1e-9 else f"{mean:.1f}"
             cells.append(f"{text} ({', '.join(f'{value:.1f}' for value in each)})")
         lines.append(f"| {line.replace('_', ', ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def comparison(documents: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each document: what its method adds to the untrained network, on the mean and at least."""
+    from .report import machine, versions
+
+    heads = (
+        "command", "network", "epochs", "minutes", "k-NN %, untrained", "k-NN % (each seed)", "points, at least",
+        "linear probe %",
+    )  # fmt: skip
+    about = [one["environment"] for one in documents]
+    origins = dict.fromkeys(f"{versions(one)}; {machine(one, 'cpu')}." for one in about)
+    lines = [*origins, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for document in documents:
+        fits = document["fits"]
+
+        def each(line: str, measure: str, fits: Sequence[Any] = fits) -> list[float]:
+            return [100 * fit["accuracy"][line][measure] for fit in fits]
+
+        before, after, probe = each("untrained", "knn"), each("trained", "knn"), each("trained", "linear")
+        minutes = statistics.median(fit["training_seconds"] / 60 for fit in fits)
+        points = min(b - a for a, b in zip(before, after, strict=True))
+        cells = [
+            f"`{document['command']}`", fits[0]["backbone"], str(fits[0]["epochs"]), f"{minutes:.1f}",
+            f"{statistics.mean(before):.1f}",
+            f"**{statistics.mean(after):.1f}** ({', '.join(f'{value:.1f}' for value in after)})",
+            f"{points:+.1f}", f"{statistics.mean(probe):.1f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

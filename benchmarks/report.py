@@ -629,7 +629,8 @@ def merged(documents: Sequence[Document]) -> list[Document]:
 def _render(arguments: argparse.Namespace) -> str:
     trained = [fits.load(path) for path in arguments.results]
     if all(trained):
-        return "\n".join(fits.markdown(document) for document in trained if document)
+        documents = [document for document in trained if document]
+        return fits.markdown(documents[0]) if len(documents) == 1 else fits.comparison(documents)
     return "\n".join(
         markdown(
             document,

@@ -266,6 +266,14 @@ def test_fits_of_several_seeds_become_a_table(tmp_path, capsys):
     assert "`fastssl fit simclr`, seeds 0, 1, 2: 6 epochs, 1.5, 1.5, 1.5 minutes of training." in text
     assert "| trained | **81.0** (80.0, 81.0, 82.0) | **90.0** (90.0, 90.0, 90.0) |" in text
     assert "| pixels | 20.0 (20.0, 20.0, 20.0) |" in text
+    document = json.loads(file.read_text())
+    for fit, untrained in zip(document["fits"], (0.7, 0.72, 0.8), strict=True):
+        fit["accuracy"]["untrained"] = {"knn": untrained, "linear": 0.85}
+    file.write_text(json.dumps(document))
+    assert report.main([str(file), str(file)]) == 0
+    text = capsys.readouterr().out
+    line = "| `fastssl fit simclr` | resnet10t | 6 | 1.5 | 74.0 | **81.0** (80.0, 81.0, 82.0) | +2.0 | 90.0 |"
+    assert text.count(line) == 2 and text.count("torch") == 1
     (tmp_path / "1" / "results.json").write_text(json.dumps({**result, "epochs": 7, "seed": 1}))
     for wrong, message in ((runs, "must be a run like"), ([str(tmp_path)], "must be the folder of a finished run")):
         with pytest.raises(SystemExit):
