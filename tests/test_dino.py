@@ -222,7 +222,7 @@ def test_the_step_is_one_graph_and_gives_the_same_losses(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(teacher_momentum=1.5), r"DINO: teacher_momentum must be in \[0, 1\], got 1.5"),
+        (dict(teacher_momentum=1.5), "DINO: teacher_momentum must be from 0 to 1, got 1.5"),
         (dict(local_crops=-1), "DINO: local_crops must be at least 0, got -1"),
         (dict(out_dim=0), "DINOHead: out_dim must be at least 1, got 0"),
         (dict(teacher_temperature=0), "teacher_temp must be"),

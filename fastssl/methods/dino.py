@@ -16,6 +16,7 @@ from fastssl.methods.optim import cosine
 from fastssl.models.encoder import represent
 from fastssl.models.heads import DINOHead
 from fastssl.models.momentum import momentum_copy, update_momentum
+from fastssl.ops import checks
 
 Range = tuple[float, float]
 
@@ -82,16 +83,11 @@ class DINO(SelfSupervised):
     ) -> None:
         super().__init__(**kwargs)
         self.save_hyperparameters()
-        for argument, value, most in (
-            ("teacher_momentum", teacher_momentum, 1),
-            ("freeze_last_layer", freeze_last_layer, None),
-            ("clip_grad", clip_grad, None),
-            ("local_size", local_size, None),
-            ("local_crops", local_crops, None),
-        ):
-            if value < 0 or (most is not None and value > most):
-                limits = "at least 0" if most is None else f"in [0, {most}]"
-                raise ValueError(f"DINO: {argument} must be {limits}, got {value}")
+        checks.check_range("DINO", "teacher_momentum", teacher_momentum, maximum=1)
+        checks.check_range("DINO", "clip_grad", clip_grad)
+        counts = {"freeze_last_layer": freeze_last_layer, "local_size": local_size, "local_crops": local_crops}
+        for argument, value in counts.items():
+            checks.check_count("DINO", argument, value, minimum=0)
         head = DINOHead(
             self.num_features, out_dim, hidden_dim, bottleneck_dim, head_layers, head_batch_norm, norm_last_layer
         )

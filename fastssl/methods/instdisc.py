@@ -25,6 +25,7 @@ from fastssl.functional import info_nce
 from fastssl.losses.arguments import default_group
 from fastssl.methods.base import SelfSupervised, Step
 from fastssl.models.heads import ProjectionHead
+from fastssl.ops import checks
 
 
 class InstDisc(SelfSupervised):
@@ -64,11 +65,9 @@ class InstDisc(SelfSupervised):
         self.save_hyperparameters()
         if not 0 <= bank_momentum < 1:
             raise ValueError(f"InstDisc: bank_momentum must be in [0, 1), got {bank_momentum}")
-        for name, value in (("proximal", proximal), ("num_images", num_images)):
-            if not value >= 0:
-                raise ValueError(f"InstDisc: {name} must be at least 0, got {value}")
-        if not temperature > 0:
-            raise ValueError(f"InstDisc: temperature must be above 0, got {temperature}")
+        checks.check_range("InstDisc", "proximal", proximal)
+        checks.check_count("InstDisc", "num_images", num_images, minimum=0)
+        checks.check_temperature("InstDisc", "temperature", temperature)
         self.projection = ProjectionHead(self.num_features, self.num_features, out_dim, layers=1)
         self.register_buffer("bank", torch.empty(0, out_dim))
         self._make_bank(num_images)

@@ -17,6 +17,7 @@ from fastssl.methods.base import SelfSupervised, Step
 from fastssl.models.encoder import represent
 from fastssl.models.heads import ProjectionHead
 from fastssl.models.momentum import momentum_copy, update_momentum
+from fastssl.ops import checks
 
 
 class MoCo(SelfSupervised):
@@ -55,12 +56,9 @@ class MoCo(SelfSupervised):
     ) -> None:
         super().__init__(**kwargs)
         self.save_hyperparameters()
-        if not 0 <= key_momentum <= 1:
-            raise ValueError(f"MoCo: key_momentum must be in [0, 1], got {key_momentum}")
-        if not temperature > 0:
-            raise ValueError(f"MoCo: temperature must be above 0, got {temperature}")
-        if queue_size < 1:
-            raise ValueError(f"MoCo: queue_size must be at least 1, got {queue_size}")
+        checks.check_range("MoCo", "key_momentum", key_momentum, maximum=1)
+        checks.check_temperature("MoCo", "temperature", temperature)
+        checks.check_count("MoCo", "queue_size", queue_size, minimum=1)
         self.projection = ProjectionHead(
             self.num_features, hidden_dim or self.num_features, out_dim, head_layers
         )  # of f_q; its encoder is self.backbone

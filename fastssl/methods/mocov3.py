@@ -16,6 +16,7 @@ from fastssl.methods.optim import cosine
 from fastssl.models.encoder import represent
 from fastssl.models.heads import ProjectionHead
 from fastssl.models.momentum import momentum_copy, update_momentum
+from fastssl.ops import checks
 
 
 class MoCoV3(SelfSupervised):
@@ -54,10 +55,8 @@ class MoCoV3(SelfSupervised):
     ) -> None:
         super().__init__(**kwargs)
         self.save_hyperparameters()
-        if not temperature > 0:
-            raise ValueError(f"MoCoV3: temperature must be above 0, got {temperature}")
-        if not 0 <= key_momentum <= 1:
-            raise ValueError(f"MoCoV3: key_momentum must be in [0, 1], got {key_momentum}")
+        checks.check_temperature("MoCoV3", "temperature", temperature)
+        checks.check_range("MoCoV3", "key_momentum", key_momentum, maximum=1)
         embedding = getattr(self.backbone, "patch_embed", None)
         if freeze_patch_embedding and isinstance(embedding, nn.Module):
             embedding.requires_grad_(False)

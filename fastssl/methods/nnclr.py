@@ -16,6 +16,7 @@ from fastssl.functional import info_nce
 from fastssl.losses import MemoryBank
 from fastssl.methods.base import SelfSupervised, Step
 from fastssl.models.heads import ProjectionHead
+from fastssl.ops import checks
 
 
 class NNCLR(SelfSupervised):
@@ -52,10 +53,8 @@ class NNCLR(SelfSupervised):
     ) -> None:
         super().__init__(**kwargs)
         self.save_hyperparameters()
-        if not temperature > 0:
-            raise ValueError(f"NNCLR: temperature must be above 0, got {temperature}")
-        if queue_size < 1:
-            raise ValueError(f"NNCLR: queue_size must be at least 1, got {queue_size}")
+        checks.check_temperature("NNCLR", "temperature", temperature)
+        checks.check_count("NNCLR", "queue_size", queue_size, minimum=1)
         self.projection = ProjectionHead(
             self.num_features, hidden_dim or self.num_features, out_dim, head_layers, final_norm=True
         )
