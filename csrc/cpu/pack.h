@@ -40,8 +40,8 @@ struct Operand {
   // [blocks][steps][kBlock]: each block transposed, so that kRows neighbours are broadcast one after the
   // other and kCols neighbours are a vector load. Both sides of the similarity product.
   Unit* transposed = nullptr;
-  // [padded / kFold][row_stride]: rows as they are (for kFold 2: pairs of rows, element by element), zero
-  // past dim. Right side of the gradient product.
+  // [blocks][dim / kCols][kBlock / kFold][kCols]: rows, kCols elements of each block after the other (for
+  // kFold 2: pairs of rows, element by element), zero past dim. Right side of the gradient product.
   Unit* rows = nullptr;
   std::int64_t row_stride = 0;
   Real* inverse_norm = nullptr;  // [padded]; 1 without normalisation
@@ -62,14 +62,16 @@ struct Operand {
 
   // Units of one block.
   std::int64_t block_size() const { return steps * kBlock; }
-  std::int64_t block_rows_size() const { return kBlock / P::kFold * row_stride; }
+  std::int64_t block_rows_size() const { return kBlock / P::kFold * round_up(source.dim, P::kCols); }
 
   static std::int64_t stride_for(std::int64_t dim) {
     return spread_stride(round_up(dim, P::kCols), sizeof(Unit));
   }
 
-  // Size of the scratch that pack() needs per thread, in Reals.
-  static std::int64_t scratch_size(std::int64_t dim) { return kBlock * stride_for(dim); }
+  // Size of the scratch that pack() and BlockProduct need per thread, in Reals.
+  static std::int64_t scratch_size(std::int64_t dim) {
+    return kBlock * (stride_for(dim) > kBlock ? stride_for(dim) : kBlock);
+  }
 
   const Unit* block(std::int64_t b) const { return transposed + b * block_size(); }
   const Unit* block_rows(std::int64_t b) const { return rows + b * block_rows_size(); }
@@ -116,9 +118,11 @@ struct Operand {
       }
     }
     if (out_rows == nullptr) return;
-    for (std::int64_t r = 0; r < kBlock; r += P::kFold, out_rows += row_stride) {
-      const Real* row = scratch + r * row_stride;
-      for (std::int64_t d = 0; d < row_stride; ++d) out_rows[d] = P::fold(row + d, row_stride);
+    for (std::int64_t d = 0; d < source.dim; d += P::kCols) {
+      for (std::int64_t r = 0; r < kBlock; r += P::kFold, out_rows += P::kCols) {
+        const Real* row = scratch + r * row_stride + d;
+        for (int e = 0; e < P::kCols; ++e) out_rows[e] = P::fold(row + e, row_stride);
+      }
     }
   }
 

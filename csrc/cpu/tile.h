@@ -91,6 +91,84 @@ FASTSSL_INLINE void multiply(Tile<P>& acc, const typename P::Unit* a, const type
   }
 }
 
+// The tile at (i, j) of a block of tiles in memory: kRows x kCols numbers.
+template <class P>
+FASTSSL_INLINE typename P::Real* tile_at(typename P::Real* block, int i, int j) {
+  return block + j * kBlock + i * P::kCols;
+}
+template <class P>
+FASTSSL_INLINE const typename P::Real* tile_at(const typename P::Real* block, int i, int j) {
+  return block + j * kBlock + i * P::kCols;
+}
+
+template <class P>
+FASTSSL_INLINE void load_tile(const typename P::Real* from, Tile<P>& out) {
+  FASTSSL_UNROLL
+  for (int r = 0; r < P::kRows; ++r) {
+    FASTSSL_UNROLL
+    for (int v = 0; v < P::kVectors; ++v) out[r][v] = P::load(from + (r * P::kVectors + v) * P::kLanes);
+  }
+}
+
+template <class P>
+FASTSSL_INLINE void store_tile(typename P::Real* to, const Tile<P>& values) {
+  FASTSSL_UNROLL
+  for (int r = 0; r < P::kRows; ++r) {
+    FASTSSL_UNROLL
+    for (int v = 0; v < P::kVectors; ++v) P::store(to + (r * P::kVectors + v) * P::kLanes, values[r][v]);
+  }
+}
+
+// The product of a block of rows and a block of columns, [steps][kBlock] each, tile by tile. Of wide rows all
+// but the last part is multiplied for all tiles first, a part after the other: what a tile reads, and the
+// next one again, stays in the first cache.
+template <class P>
+class BlockProduct {
+ public:
+  using Real = typename P::Real;
+  using Unit = typename P::Unit;
+
+  // height, width: of the tiles that will be asked for. scratch: a block of Reals, which must stay.
+  BlockProduct(const Unit* rows, const Unit* columns, std::int64_t steps, int height, int width,
+               Real* scratch)
+      : rows_(rows), columns_(columns), left_(steps), begun_(nullptr) {
+    while (left_ > kDepth) {
+      multiply_part(rows_, columns_, height, width, /*first=*/begun_ == nullptr, scratch);
+      rows_ += kDepth * kBlock;
+      columns_ += kDepth * kBlock;
+      left_ -= kDepth;
+      begun_ = scratch;
+    }
+  }
+
+  FASTSSL_INLINE void tile(Tile<P>& out, int i, int j) const {
+    begun_ == nullptr ? clear<P>(out) : load_tile<P>(tile_at<P>(begun_, i, j), out);
+    multiply<P, 1, kBlock>(out, rows_ + i, columns_ + j, kBlock, left_);
+  }
+
+ private:
+  // A step reads a cache line of each side: 8 KB of both.
+  static constexpr std::int64_t kDepth = 512 / static_cast<std::int64_t>(sizeof(Unit));
+
+  // Out of line: what calls it has its registers full.
+  static __attribute__((noinline)) void multiply_part(const Unit* rows, const Unit* columns, int height,
+                                                      int width, bool first, Real* sums) {
+    for (int j = 0; j < width; j += P::kCols) {
+      for (int i = 0; i < height; i += P::kRows) {
+        Tile<P> sum;
+        Real* so_far = tile_at<P>(sums, i, j);
+        first ? clear<P>(sum) : load_tile<P>(so_far, sum);
+        multiply<P, 1, kBlock>(sum, rows + i, columns + j, kBlock, kDepth);
+        store_tile<P>(so_far, sum);
+      }
+    }
+  }
+
+  const Unit *rows_, *columns_;
+  std::int64_t left_;  // steps that are not in the sums
+  const Real* begun_;  // the sums so far, or null
+};
+
 // out[r][:] += the product, for one tile of a gradient in memory. What is there is added last: the loop need
 // not wait for it.
 template <class P, int kAStride, int kAStep>
@@ -117,14 +195,16 @@ struct OneVector : P {
 };
 
 // The same for kRows rows of a gradient, `cols` wide: tile by tile, the last one narrow where that is enough.
+// b: [tiles of columns][kBlock / kFold][kCols], so that a tile reads one piece of memory.
 template <class P, int kAStride, int kAStep>
 FASTSSL_INLINE void multiply_strip(typename P::Real* out, std::int64_t out_stride, const typename P::Unit* a,
-                                   const typename P::Unit* b, std::int64_t b_stride, std::int64_t steps,
-                                   std::int64_t cols) {
+                                   const typename P::Unit* b, std::int64_t steps, std::int64_t cols) {
+  constexpr std::int64_t kRowsOfB = kBlock / P::kFold;
   std::int64_t d = 0;
   for (; cols - d > P::kLanes; d += P::kCols)
-    multiply_into<P, kAStride, kAStep>(out + d, out_stride, a, b + d, b_stride, steps);
-  if (d < cols) multiply_into<OneVector<P>, kAStride, kAStep>(out + d, out_stride, a, b + d, b_stride, steps);
+    multiply_into<P, kAStride, kAStep>(out + d, out_stride, a, b + d * kRowsOfB, P::kCols, steps);
+  if (d < cols)
+    multiply_into<OneVector<P>, kAStride, kAStep>(out + d, out_stride, a, b + d * kRowsOfB, P::kCols, steps);
 }
 
 }  // namespace FASTSSL_ISA

@@ -94,6 +94,17 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
     pairwise_bank(p, true, 0.5, {losses.data(), dq.data(), dscale.data()});
     good = good && all_finite(losses, wide) && all_finite(dscale, wide);
     good = good && (size_of(dtype) == 2 || all_finite(dq, wide));
+    std::vector<std::int64_t> index(rows);  // at both ends there is no such column
+    for (auto& place : index) place = std::rand() % (cols + 2) - 1;
+    PairwiseProblem by_index = p;
+    by_index.positives = Positives::kIndex;
+    by_index.row_key = index.data();
+    by_index.col_key = nullptr;
+    by_index.exclude_self = false;
+    losses = vector_of(dtype, rows, kNaN);
+    pairwise_bank(by_index, true, 0.5, {losses.data(), dq.data(), dscale.data()});
+    // Where the only column is the positive, which is left out, nothing is left but the positive itself.
+    good = good && all_finite(losses, wide) && all_finite(dscale, wide);
   }
   if (same) {  // all rows in one matrix, and where they are even in two that take turns
     std::vector<char> other(rows / 2 * dim * size_of(dtype), '\xff');
@@ -132,7 +143,7 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
 
 int main() {
   bool good = true;
-  const std::int64_t counts[] = {1, 2, 33, 97, 200}, dims[] = {1, 31, 100};
+  const std::int64_t counts[] = {1, 2, 33, 97, 200}, dims[] = {1, 31, 100, 300};
   for (DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
     for (std::int64_t rows : counts) {
       for (std::int64_t cols : counts) {

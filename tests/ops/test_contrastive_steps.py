@@ -19,8 +19,17 @@ from harness import (
 import fastssl
 from fastssl import functional
 
-# Rows, columns, dimension; more than 768 rows are not taken at once.
-SHAPES = [(1, 1, 4), (3, 2, 7), (17, 130, 33), (100, 97, 16), (5, 1000, 128), (97, 200, 65), (800, 50, 9)]
+# Rows, columns, dimension; more than 768 rows are not taken at once, and more than 128 columns not in one go.
+SHAPES = [
+    (1, 1, 4),
+    (3, 2, 7),
+    (17, 130, 33),
+    (100, 97, 16),
+    (5, 1000, 128),
+    (97, 200, 65),
+    (99, 130, 300),
+    (800, 50, 9),
+]
 
 
 def unit(x, normalize=True):

@@ -70,7 +70,15 @@ def assert_nearest(found, q, k, *, exclude_self=False, row_offset=0):
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 @pytest.mark.parametrize(
     ("rows", "columns", "dim", "count"),
-    [(1, 2, 3, 1), (33, 97, 7, 3), (97, 200, 64, 1), (130, 96, 33, 20), (5, 3000, 16, 200), (200, 700, 40, 5)],
+    [
+        (1, 2, 3, 1),
+        (33, 97, 7, 3),
+        (97, 200, 64, 1),
+        (130, 96, 33, 20),
+        (99, 130, 300, 4),
+        (5, 3000, 16, 200),
+        (200, 700, 40, 5),
+    ],
 )
 def test_finds_the_largest_products(backend, device, dtype, rows, columns, dim, count):
     with serving(backend, device, dtype, "nearest_neighbors"):

@@ -157,7 +157,7 @@ def sum_of_absolute_terms(q, k, logit_scale, of_rows, of_columns, arguments):
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "dim"), [(2, 1), (6, 7), (64, 33), (200, 128), (514, 64)])
+@pytest.mark.parametrize(("rows", "dim"), [(2, 1), (6, 7), (64, 33), (130, 300), (200, 128), (514, 64)])
 def test_nt_xent_rules_match_float64(backend, device, dtype, rows, dim):
     with serving(backend, device, dtype):
         check(random(rows, dim, dtype=dtype, device=device), **NT_XENT)
@@ -418,7 +418,7 @@ def both(z0, z1, logit_scale=None, *, scale=10.0, normalize=True, weight=1.0, gr
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("n", "dim", "scale"),
-    [(1, 4, 10.0), (3, 7, 10.0), (48, 33, 10.0), (97, 128, 25.0), (257, 64, 10.0), (60, 32, 80.0)],
+    [(1, 4, 10.0), (3, 7, 10.0), (48, 33, 10.0), (97, 128, 25.0), (100, 300, 10.0), (257, 64, 10.0), (60, 32, 80.0)],
 )
 def test_nt_xent_matches_float64(backend, device, dtype, n, dim, scale):
     with serving(backend, device, dtype):

@@ -46,7 +46,7 @@ class Search {
       }
     });
     rectangle_.run(team, [&](std::int64_t a, std::int64_t part, std::int64_t b0, std::int64_t b1) {
-      search(a, part, b0, b1);
+      search(a, part, b0, b1, mine);
     });
     team.for_each(q_.blocks, [&](std::int64_t a) {
       for (std::int64_t row = a * kBlock; row < end_of(a); ++row) merge(row, columns + row * problem_.count);
@@ -75,7 +75,7 @@ class Search {
   }
 
   // Rows of block a against the column blocks [b0, b1), in rising order.
-  void search(std::int64_t a, std::int64_t part, std::int64_t b0, std::int64_t b1) const {
+  void search(std::int64_t a, std::int64_t part, std::int64_t b0, std::int64_t b1, Real* scratch) const {
     const int height = tiles_extent(a, problem_.rows, P::kRows);
     Real threshold[kBlock];
     for (int i = 0; i < height; ++i) {
@@ -88,18 +88,18 @@ class Search {
     }
     for (std::int64_t b = b0; b < b1; ++b) {
       const int width = tiles_extent(b, problem_.cols, P::kCols);
+      const BlockProduct<P> products(q_.block(a), k_.block(b), k_.steps, height, width, scratch);
       for (int j = 0; j < width; j += P::kCols) {
-        for (int i = 0; i < height; i += P::kRows) tile(a, part, b, i, j, threshold);
+        for (int i = 0; i < height; i += P::kRows) tile(products, a, part, b, i, j, threshold);
       }
     }
     for (std::int64_t row = a * kBlock; row < end_of(a); ++row) best(part, row).sort();
   }
 
-  FASTSSL_INLINE void tile(std::int64_t a, std::int64_t part, std::int64_t b, int i, int j,
-                           Real* threshold) const {
+  FASTSSL_INLINE void tile(const BlockProduct<P>& products, std::int64_t a, std::int64_t part, std::int64_t b,
+                           int i, int j, Real* threshold) const {
     Tile<P> c;
-    clear<P>(c);
-    multiply<P, 1, kBlock>(c, q_.block(a) + i, k_.block(b) + j, kBlock, k_.steps);
+    products.tile(c, i, j);
     Ints found{};
     FASTSSL_UNROLL
     for (int r = 0; r < P::kRows; ++r) {

@@ -54,16 +54,17 @@ class Bank {
   void accumulate(Team& team) const {
     const Mask<P> mask = pass_.mask();
     Weights& w = weights_[team.thread()];
+    Real* scratch = pass_.scratch_of(team);
     rectangle_.run(team, [&](std::int64_t row_block, std::int64_t part, std::int64_t b0, std::int64_t b1) {
       for (std::int64_t b = b0; b < b1; ++b) {
         if (!streams_) {
-          block(mask, w, row_block, b, part, pass_.k.block(b), pass_.k.block_rows(b));
+          block(mask, w, scratch, row_block, b, part, pass_.k.block(b), pass_.k.block_rows(b));
           continue;
         }
         Unit* columns = columns_ + team.thread() * column_units();
         Unit* rows = columns + pass_.k.block_size();
-        pass_.k.pack_into(b, pass_.scratch_of(team), columns, rows, nullptr);
-        for (std::int64_t a = 0; a < pass_.q.blocks; ++a) block(mask, w, a, b, part, columns, rows);
+        pass_.k.pack_into(b, scratch, columns, rows, nullptr);
+        for (std::int64_t a = 0; a < pass_.q.blocks; ++a) block(mask, w, scratch, a, b, part, columns, rows);
       }
     });
   }
@@ -128,33 +129,33 @@ class Bank {
   std::int64_t column_units() const { return pass_.k.block_size() + pass_.k.block_rows_size(); }
 
   // columns, column_rows: block b as the tiles read it, and as it is multiplied into the gradient.
-  void block(const Mask<P>& mask, Weights& w, std::int64_t a, std::int64_t b, std::int64_t part,
-             const Unit* columns, const Unit* column_rows) const {
+  void block(const Mask<P>& mask, Weights& w, Real* scratch, std::int64_t a, std::int64_t b,
+             std::int64_t part, const Unit* columns, const Unit* column_rows) const {
     const PairwiseProblem& p = pass_.problem;
     const std::int64_t rows = part * pass_.q.padded + a * kBlock;
     const int height = tiles_extent(a, p.rows, P::kRows), width = tiles_extent(b, p.cols, P::kCols);
+    const BlockProduct<P> similarities(pass_.q.block(a), columns, pass_.k.steps, height, width, scratch);
     Vec sum[kBlock];
     for (int i = 0; i < height; ++i) sum[i] = Vec{};
     for (int j = 0; j < width; j += P::kCols) {
       for (int i = 0; i < height; i += P::kRows) {
-        mask.touches(a * kBlock + i, b * kBlock + j) ? tile<true>(mask, w, sum, a, b, i, j, columns)
-                                                     : tile<false>(mask, w, sum, a, b, i, j, columns);
+        mask.touches(a * kBlock + i, b * kBlock + j) ? tile<true>(mask, w, sum, a, b, i, j, similarities)
+                                                     : tile<false>(mask, w, sum, a, b, i, j, similarities);
       }
     }
     for (int i = 0; i < height; i += P::kRows) {
-      multiply_strip<P, Weights::kRowStride, Weights::kRowStep>(grad_ + (rows + i) * stride_, stride_,
-                                                                w.rows(i), column_rows, pass_.k.row_stride,
-                                                                width / P::kFold, p.dim);
+      multiply_strip<P, Weights::kRowStride, Weights::kRowStep>(
+          grad_ + (rows + i) * stride_, stride_, w.rows(i), column_rows, width / P::kFold, p.dim);
     }
     for (int i = 0; i < height; ++i) sum_[rows + i] += P::sum(sum[i]);
   }
 
   template <bool kMasked>
   __attribute__((noinline)) void tile(const Mask<P>& mask, Weights& w, Vec* sum, std::int64_t a,
-                                      std::int64_t b, int i, int j, const Unit* columns) const {
+                                      std::int64_t b, int i, int j,
+                                      const BlockProduct<P>& similarities) const {
     Tile<P> e;
-    clear<P>(e);
-    multiply<P, 1, kBlock>(e, pass_.q.block(a) + i, columns + j, kBlock, pass_.k.steps);
+    similarities.tile(e, i, j);
     FASTSSL_UNROLL
     for (int r = 0; r < P::kRows; ++r) {
       Ints in_sum[P::kVectors], matched[P::kVectors];

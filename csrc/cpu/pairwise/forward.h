@@ -51,10 +51,11 @@ class LogSums {
 
   void accumulate(Team& team) const {
     RowSums<P>& mine = row_sums_[team.thread()];
+    Real* scratch = pass_.scratch_of(team);
     const Mask<P> mask = pass_.mask();
     const auto block = [&](std::int64_t a, std::int64_t b, std::int64_t part, bool cols_too) {
-      pass_.fixed_shift ? fixed_block(mask, mine, a, b, part, cols_too)
-                        : online_block(mask, mine, a, b, part, cols_too);
+      pass_.fixed_shift ? fixed_block(mask, mine, scratch, a, b, part, cols_too)
+                        : online_block(mask, mine, scratch, a, b, part, cols_too);
     };
     if (mutual_) {
       pass_.play(tournament_, team,
@@ -95,11 +96,12 @@ class LogSums {
   std::int64_t col_place(std::int64_t b) const { return (pass_.first_col_place() + b) * kBlock; }
 
   // Row sums of block (a, b), and with cols_too its column sums, added to part `part` of the totals.
-  void fixed_block(const Mask<P>& mask, RowSums<P>& rows, std::int64_t a, std::int64_t b, std::int64_t part,
-                   bool cols_too) const {
+  void fixed_block(const Mask<P>& mask, RowSums<P>& rows, Real* scratch, std::int64_t a, std::int64_t b,
+                   std::int64_t part, bool cols_too) const {
     const int height = tiles_extent(a, pass_.problem.rows, P::kRows),
               width = tiles_extent(b, pass_.problem.cols, P::kCols);
     Real* keep = kept_ == nullptr ? nullptr : kept_->block(a, b);
+    const BlockProduct<P> similarities = pass_.product(a, b, height, width, scratch);
     for (int i = 0; i < height; ++i) rows.sum[i] = rows.positive[i] = Vec{};
     bool any_masked = false;  // elsewhere there are no positives
     for (int j = 0; j < width; j += P::kCols) {
@@ -108,9 +110,9 @@ class LogSums {
         const std::int64_t row = a * kBlock + i, col = b * kBlock + j;
         if (mask.touches(row, col)) {
           any_masked = true;
-          fixed_tile<true>(mask, rows, a, b, i, j, keep, col_sum, col_positive);
+          fixed_tile<true>(mask, rows, a, b, i, j, similarities, keep, col_sum, col_positive);
         } else {
-          fixed_tile<false>(mask, rows, a, b, i, j, keep, col_sum, col_positive);
+          fixed_tile<false>(mask, rows, a, b, i, j, similarities, keep, col_sum, col_positive);
         }
       }
       if (!cols_too) continue;
@@ -129,11 +131,11 @@ class LogSums {
 
   template <bool kMasked>
   FASTSSL_INLINE void fixed_tile(const Mask<P>& mask, RowSums<P>& rows, std::int64_t a, std::int64_t b, int i,
-                                 int j, Real* keep, Vec (&col_sum)[P::kVectors],
-                                 Vec (&col_positive)[P::kVectors]) const {
+                                 int j, const BlockProduct<P>& similarities, Real* keep,
+                                 Vec (&col_sum)[P::kVectors], Vec (&col_positive)[P::kVectors]) const {
     Tile<P> c;
-    similarities(c, a, b, i, j);
-    Real* kept = keep == nullptr ? nullptr : Kept<P>::tile(keep, i, j);
+    similarities.tile(c, i, j);
+    Real* kept = keep == nullptr ? nullptr : tile_at<P>(keep, i, j);
     FASTSSL_UNROLL
     for (int r = 0; r < P::kRows; ++r) {
       Ints in_sum[P::kVectors], matched[P::kVectors];
@@ -158,11 +160,12 @@ class LogSums {
 
   // The same with a maximum per row and lane of this block, and one per column: what is added up has the
   // totals' larger one.
-  void online_block(const Mask<P>& mask, RowSums<P>& rows, std::int64_t a, std::int64_t b, std::int64_t part,
-                    bool cols_too) const {
+  void online_block(const Mask<P>& mask, RowSums<P>& rows, Real* scratch, std::int64_t a, std::int64_t b,
+                    std::int64_t part, bool cols_too) const {
     const int height = tiles_extent(a, pass_.problem.rows, P::kRows),
               width = tiles_extent(b, pass_.problem.cols, P::kCols);
     Real* keep = kept_ == nullptr ? nullptr : kept_->block(a, b);
+    const BlockProduct<P> similarities = pass_.product(a, b, height, width, scratch);
     for (int i = 0; i < height; ++i) {
       rows.sum[i] = rows.positive[i] = Vec{};
       rows.maximum[i] = P::broadcast(kLowest);
@@ -176,11 +179,11 @@ class LogSums {
       for (int i = 0; i < height; i += P::kRows) {
         const bool masked = mask.touches(a * kBlock + i, b * kBlock + j);
         if (cols_too) {
-          masked ? online_tile<true, true>(mask, rows, cols, a, b, i, j, keep)
-                 : online_tile<false, true>(mask, rows, cols, a, b, i, j, keep);
+          masked ? online_tile<true, true>(mask, rows, cols, a, b, i, j, similarities, keep)
+                 : online_tile<false, true>(mask, rows, cols, a, b, i, j, similarities, keep);
         } else {
-          masked ? online_tile<true, false>(mask, rows, cols, a, b, i, j, keep)
-                 : online_tile<false, false>(mask, rows, cols, a, b, i, j, keep);
+          masked ? online_tile<true, false>(mask, rows, cols, a, b, i, j, similarities, keep)
+                 : online_tile<false, false>(mask, rows, cols, a, b, i, j, similarities, keep);
         }
       }
       if (!cols_too) continue;
@@ -211,10 +214,11 @@ class LogSums {
 
   template <bool kMasked, bool kColsToo>
   __attribute__((noinline)) void online_tile(const Mask<P>& mask, RowSums<P>& rows, ColSums& cols,
-                                             std::int64_t a, std::int64_t b, int i, int j, Real* keep) const {
+                                             std::int64_t a, std::int64_t b, int i, int j,
+                                             const BlockProduct<P>& similarities, Real* keep) const {
     Tile<P> c;
-    similarities(c, a, b, i, j);
-    if (keep != nullptr) Kept<P>::store_tile(keep, i, j, c);
+    similarities.tile(c, i, j);
+    if (keep != nullptr) store_tile<P>(tile_at<P>(keep, i, j), c);
     Ints in_sum[P::kRows][P::kVectors];
     FASTSSL_UNROLL
     for (int r = 0; r < P::kRows; ++r) {
@@ -261,11 +265,6 @@ class LogSums {
       cols.sum[v] = sum;
       cols.maximum[v] = maximum;
     }
-  }
-
-  FASTSSL_INLINE void similarities(Tile<P>& c, std::int64_t a, std::int64_t b, int i, int j) const {
-    clear<P>(c);
-    multiply<P, 1, kBlock>(c, pass_.q.block(a) + i, pass_.k.block(b) + j, kBlock, pass_.k.steps);
   }
 
   static constexpr Real kLowest =

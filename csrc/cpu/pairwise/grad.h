@@ -83,12 +83,14 @@ class Gradient {
   void accumulate(Team& team) const {
     const Mask<P> mask = pass_.mask();
     Weights& w = weights_[team.thread()];
+    Real* scratch = pass_.scratch_of(team);
     if (mutual_) {
-      pass_.play(tournament_, team,
-                 [&](std::int64_t a, std::int64_t b, bool cols_too) { block(mask, w, a, b, 0, cols_too); });
+      pass_.play(tournament_, team, [&](std::int64_t a, std::int64_t b, bool cols_too) {
+        block(mask, w, scratch, a, b, 0, cols_too);
+      });
     } else {
       rectangle_.run(team, [&](std::int64_t a, std::int64_t part, std::int64_t b0, std::int64_t b1) {
-        for (std::int64_t b = b0; b < b1; ++b) block(mask, w, a, b, part, false);
+        for (std::int64_t b = b0; b < b1; ++b) block(mask, w, scratch, a, b, part, false);
       });
     }
   }
@@ -97,20 +99,22 @@ class Gradient {
   const Products<P>& products() const { return products_; }
 
  private:
-  void block(const Mask<P>& mask, Weights& w, std::int64_t a, std::int64_t b, std::int64_t part,
-             bool cols_too) const {
+  void block(const Mask<P>& mask, Weights& w, Real* scratch, std::int64_t a, std::int64_t b,
+             std::int64_t part, bool cols_too) const {
     const PairwiseProblem& p = pass_.problem;
     const int height = tiles_extent(a, p.rows, P::kRows), width = tiles_extent(b, p.cols, P::kCols);
     Real* kept = kept_ == nullptr ? nullptr : kept_->block(a, b);
+    // Nothing is multiplied where it is kept.
+    const BlockProduct<P> similarities = pass_.product(a, b, kept == nullptr ? height : 0, width, scratch);
     for (int j = 0; j < width; j += P::kCols) {
       for (int i = 0; i < height; i += P::kRows) {
         const bool masked = mask.touches(a * kBlock + i, b * kBlock + j);
         if (pass_.fixed_shift) {
-          masked ? weights_tile<true, true>(mask, w, a, b, i, j, kept, cols_too)
-                 : weights_tile<true, false>(mask, w, a, b, i, j, kept, cols_too);
+          masked ? weights_tile<true, true>(mask, w, a, b, i, j, kept, similarities, cols_too)
+                 : weights_tile<true, false>(mask, w, a, b, i, j, kept, similarities, cols_too);
         } else {
-          masked ? weights_tile<false, true>(mask, w, a, b, i, j, kept, cols_too)
-                 : weights_tile<false, false>(mask, w, a, b, i, j, kept, cols_too);
+          masked ? weights_tile<false, true>(mask, w, a, b, i, j, kept, similarities, cols_too)
+                 : weights_tile<false, false>(mask, w, a, b, i, j, kept, similarities, cols_too);
         }
       }
     }
@@ -119,14 +123,14 @@ class Gradient {
 
   template <bool kFixed, bool kMasked>
   __attribute__((noinline)) void weights_tile(const Mask<P>& mask, Weights& w, std::int64_t a, std::int64_t b,
-                                              int i, int j, Real* kept, bool cols_too) const {
+                                              int i, int j, Real* kept, const BlockProduct<P>& similarities,
+                                              bool cols_too) const {
     const std::int64_t row = a * kBlock + i, col = b * kBlock + j;
     Tile<P> g;
     if (kept != nullptr) {
-      Kept<P>::load_tile(kept, i, j, g);
+      load_tile<P>(tile_at<P>(kept, i, j), g);
     } else {
-      clear<P>(g);
-      multiply<P, 1, kBlock>(g, pass_.q.block(a) + i, pass_.k.block(b) + j, kBlock, pass_.k.steps);
+      similarities.tile(g, i, j);
     }
     FASTSSL_UNROLL
     for (int r = 0; r < P::kRows; ++r) {

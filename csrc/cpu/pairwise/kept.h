@@ -30,32 +30,12 @@ class Kept {
     data_ = arena.take<Real>(count_ * kBlockSize);
   }
 
-  // Where the pair stands, a <= b where rows are columns, or null. Pairs that are close to each other come
-  // first: every round of a tournament has as many of them, and so as much less to do.
+  // Where the pair's block of tiles stands, a <= b where rows are columns, or null. Pairs that are close to
+  // each other come first: every round of a tournament has as many of them, and so as much less to do.
   Real* block(std::int64_t a, std::int64_t b) const {
     const std::int64_t distance = shared_ ? b - a : (b + rows_ * cols_ - a) % cols_;
     const std::int64_t at = a + distance * rows_ - (shared_ ? distance * (distance - 1) / 2 : 0);
     return at < count_ ? data_ + at * kBlockSize : nullptr;
-  }
-
-  // The tile at (i, j) of a block: kRows x kCols numbers.
-  static FASTSSL_INLINE Real* tile(Real* block, int i, int j) { return block + j * kBlock + i * P::kCols; }
-
-  static FASTSSL_INLINE void load_tile(Real* block, int i, int j, Tile<P>& out) {
-    const Real* from = tile(block, i, j);
-    FASTSSL_UNROLL
-    for (int r = 0; r < P::kRows; ++r) {
-      FASTSSL_UNROLL
-      for (int v = 0; v < P::kVectors; ++v) out[r][v] = P::load(from + (r * P::kVectors + v) * P::kLanes);
-    }
-  }
-  static FASTSSL_INLINE void store_tile(Real* block, int i, int j, const Tile<P>& values) {
-    Real* to = tile(block, i, j);
-    FASTSSL_UNROLL
-    for (int r = 0; r < P::kRows; ++r) {
-      FASTSSL_UNROLL
-      for (int v = 0; v < P::kVectors; ++v) P::store(to + (r * P::kVectors + v) * P::kLanes, values[r][v]);
-    }
   }
 
  private:

@@ -73,6 +73,11 @@ struct Pass {
     return (c * slope - base) + c * slope_rest;
   }
 
+  // Of row block a and column block b.
+  BlockProduct<P> product(std::int64_t a, std::int64_t b, int height, int width, Real* mine) const {
+    return BlockProduct<P>(q.block(a), k.block(b), k.steps, height, width, mine);
+  }
+
   Mask<P> mask() const { return Mask<P>(problem, row_id, col_id); }
 
   // Where both sides get sums from the same products, those of columns that are not the rows stand behind the

@@ -41,7 +41,7 @@ class Products {
     const auto* k_b = pass_.k.block_rows(b);
     for (int i = 0; i < height; i += P::kRows) {
       multiply_strip<P, Weights::kRowStride, Weights::kRowStep>(grad_a + i * stride_, stride_, w.rows(i), k_b,
-                                                                stride_, width / P::kFold, p.dim);
+                                                                width / P::kFold, p.dim);
     }
     if (!cols_too) return;
     const int col_height = tiles_extent(b, p.cols, P::kRows);
@@ -49,7 +49,7 @@ class Products {
     const auto* q_a = pass_.q.block_rows(a);
     for (int j = 0; j < col_height; j += P::kRows) {
       multiply_strip<P, Weights::kColStride, Weights::kColStep>(grad_b + j * stride_, stride_, w.cols(j), q_a,
-                                                                stride_, height / P::kFold, p.dim);
+                                                                height / P::kFold, p.dim);
     }
   }
 

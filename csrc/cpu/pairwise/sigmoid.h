@@ -39,7 +39,8 @@ class Sigmoid {
   void accumulate(Team& team) const {
     const Mask<P> mask = pass_.mask();
     Weights& w = weights_[team.thread()];
-    pass_.play(tournament_, team, [&](std::int64_t a, std::int64_t b, bool) { block(mask, w, a, b); });
+    pass_.play(tournament_, team,
+               [&](std::int64_t a, std::int64_t b, bool) { block(mask, w, pass_.scratch_of(team), a, b); });
   }
 
   // After accumulate(): the loss, and its derivative with respect to the bias.
@@ -56,15 +57,17 @@ class Sigmoid {
     return static_cast<Real>(weight_ * sum);
   }
 
-  void block(const Mask<P>& mask, Weights& w, std::int64_t a, std::int64_t b) const {
+  void block(const Mask<P>& mask, Weights& w, Real* scratch, std::int64_t a, std::int64_t b) const {
     const PairwiseProblem& p = pass_.problem;
     const int height = tiles_extent(a, p.rows, P::kRows), width = tiles_extent(b, p.cols, P::kCols);
+    const BlockProduct<P> similarities = pass_.product(a, b, height, width, scratch);
     Vec loss[kBlock], slope[kBlock];
     for (int i = 0; i < height; ++i) loss[i] = slope[i] = Vec{};
     for (int j = 0; j < width; j += P::kCols) {
       for (int i = 0; i < height; i += P::kRows) {
-        mask.touches(a * kBlock + i, b * kBlock + j) ? tile<true>(mask, w, loss, slope, a, b, i, j)
-                                                     : tile<false>(mask, w, loss, slope, a, b, i, j);
+        mask.touches(a * kBlock + i, b * kBlock + j)
+            ? tile<true>(mask, w, loss, slope, a, b, i, j, similarities)
+            : tile<false>(mask, w, loss, slope, a, b, i, j, similarities);
       }
     }
     for (int i = 0; i < height; ++i) {
@@ -76,10 +79,10 @@ class Sigmoid {
 
   template <bool kMasked>
   __attribute__((noinline)) void tile(const Mask<P>& mask, Weights& w, Vec* loss, Vec* slope, std::int64_t a,
-                                      std::int64_t b, int i, int j) const {
+                                      std::int64_t b, int i, int j,
+                                      const BlockProduct<P>& similarities) const {
     Tile<P> g;
-    clear<P>(g);
-    multiply<P, 1, kBlock>(g, pass_.q.block(a) + i, pass_.k.block(b) + j, kBlock, pass_.k.steps);
+    similarities.tile(g, i, j);
     FASTSSL_UNROLL
     for (int r = 0; r < P::kRows; ++r) {
       Ints valid[P::kVectors], matched[P::kVectors];
