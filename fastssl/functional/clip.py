@@ -58,7 +58,8 @@ def clip(
     scale, scale_tensor = number_or_tensor(
         name, "logit_scale", logit_scale, image, checks.check_positive_number, neutral=1.0
     )
-    gradient, at_once = in_one_call((image, text), scale_tensor, reduction, group)
+    # A gradient that nobody wants is a product of three; without the operator both directions have three of their own.
+    gradient, at_once = in_one_call((image, text), scale_tensor, reduction, group, serves_one_side=True)
     if at_once:
         weight = 1.0 if reduction == "sum" else 0.5 / image.shape[0]
         loss, *_ = torch.ops.fastssl.clip(

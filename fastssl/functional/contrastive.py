@@ -174,12 +174,20 @@ def paired(
 
 
 def in_one_call(
-    rows: tuple[Tensor, ...], logit_scale: Tensor | None, reduction: Reduction, group: dist.ProcessGroup | None
+    rows: tuple[Tensor, ...],
+    logit_scale: Tensor | None,
+    reduction: Reduction,
+    group: dist.ProcessGroup | None,
+    *,
+    serves_one_side: bool = False,
 ) -> tuple[bool, bool]:
-    """Whether a gradient is wanted, and whether the operator serves that gives it with the loss."""
+    """Whether a gradient is wanted, and whether the operator serves that gives it with the loss.
+
+    serves_one_side: whether it is the better way too where only some of the rows want a gradient.
+    """
     differentiable = rows if logit_scale is None else (*rows, logit_scale)
     gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
-    one_is_frozen = gradient and rows[0].requires_grad != rows[-1].requires_grad
+    one_is_frozen = gradient and not serves_one_side and rows[0].requires_grad != rows[-1].requires_grad
     rounded_too_early = gradient and rows[0].dtype == torch.float16  # before a loss scaler multiplies it
     exporting = torch.compiler.is_exporting()  # what will require a gradient then is not known now
     alone = group is None or group.size() == 1
