@@ -118,7 +118,8 @@ def test_arguments_that_would_read_wild_memory_are_refused():
         ({"q": 1, "cols": 2}, "cols must equal rows"),
         ({"q": 1, "q_other": 1}, "rows must be even"),
         ({"q": 1, "positives": 3}, "need row_key and col_key"),
-        ({"q": 1, "positives": 4}, "unknown rule"),
+        ({"q": 1, "positives": 4}, "positives by index need row_key and k"),
+        ({"q": 1, "positives": 5}, "unknown rule"),
         ({"q": 1, "dtype": 9}, "unknown dtype"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -129,12 +130,12 @@ def test_arguments_that_would_read_wild_memory_are_refused():
     }  # fmt: skip
     for wrong, changed, message in (
         ({"q": 1, "k": 1, "cols": 2}, {}, "columns must be the rows, or as many"),
-        ({"q": 1, "k": 1}, {}, "k need dq_other"),
+        ({"q": 1}, {"dq_other": 1}, "dq_other needs q_other or k"),
         ({"q": 1}, {"row_weight": 1}, "go together"),
         ({"q": 1, "k": 1}, {"row_weight": 1, "positive_weight": 1}, "not with k"),
         ({"q": 1}, {"loss": 0}, "loss must not be null"),
         ({"q": 1}, {"dscale": 0}, "dscale must not be null"),
-        ({"q": 1, "q_other": 1, "rows": 2, "cols": 2}, {}, "q_other and k need dq_other"),
+        ({"q": 1, "q_other": 1, "rows": 2, "cols": 2}, {}, "q_other needs dq_other"),
     ):
         with pytest.raises(ValueError, match=message):
             extension.pairwise_loss(extension.PairwiseProblem(**{**problem, **wrong}), **{**outputs, **changed})

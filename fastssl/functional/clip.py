@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import backends, distributed, ops  # noqa: F401 - ops registers the operators
 from ..ops import checks
 from . import ring
-from .contrastive import Reduction, in_one_call, number_or_tensor, paired, reduced
+from .contrastive import Reduction, in_one_call, number_or_tensor, paired, reduced, wanted_first
 from .ring import Exchange
 
 
@@ -58,12 +58,12 @@ def clip(
     scale, scale_tensor = number_or_tensor(
         name, "logit_scale", logit_scale, image, checks.check_positive_number, neutral=1.0
     )
-    # A gradient that nobody wants is a product of three; without the operator both directions have three of their own.
     gradient, at_once = in_one_call((image, text), scale_tensor, reduction, group, serves_one_side=True)
     if at_once:
         weight = 1.0 if reduction == "sum" else 0.5 / image.shape[0]
+        x, y, both = wanted_first(image, text)
         loss, *_ = torch.ops.fastssl.clip(
-            image, text, scale_tensor, scale=scale, normalize=normalize, weight=weight, gradient=gradient,
+            x, y, scale_tensor, scale=scale, normalize=normalize, columns=both, weight=weight, gradient=gradient,
             backend=backends.forced(),
         )  # fmt: skip
         return loss

@@ -259,6 +259,13 @@ def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
 
 
+def wanted_first(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Two sets of rows that a loss treats alike, one of which may be frozen: that comes last, and is told of."""
+    if y.requires_grad and not x.requires_grad:
+        x, y = y, x
+    return x, y, y.requires_grad
+
+
 def number_or_tensor(
     function: str,
     name: str,

@@ -12,7 +12,7 @@ from .. import backends, distributed, ops  # noqa: F401 - ops registers the oper
 from ..ops import checks
 from ..ops.precision import widened
 from . import ring
-from .contrastive import number_or_tensor, paired
+from .contrastive import number_or_tensor, paired, wanted_first
 from .ring import Exchange
 
 
@@ -78,8 +78,11 @@ def siglip(
         "weight": 1.0 if reduction == "sum" else 1.0 / image.shape[0],
     }  # fmt: skip
     if group is not None and rings:
+        rules["columns"] = True
         return ring.siglip(image, columns, scale_tensor, bias_tensor, caller=(name, "image"), group=group, **rules)
+    x, y, both = wanted_first(image, columns)
     loss, *_ = torch.ops.fastssl.siglip(
-        image, columns, scale_tensor, bias_tensor, row_offset=offset, backend=backends.forced(), **rules
+        x, y, scale_tensor, bias_tensor, row_offset=offset if x is image else -offset, columns=both,
+        backend=backends.forced(), **rules,
     )  # fmt: skip
     return loss

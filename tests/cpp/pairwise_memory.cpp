@@ -69,6 +69,8 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
     dscale = vector_of(dtype, 1, kNaN);
     pairwise_sigmoid(p, true, -3, 0.5, {loss.data(), dq.data(), dk.data(), dscale.data(), dbias.data()});
     good = good && both_finite() && all_finite(dbias, wide);
+    pairwise_sigmoid(p, true, -3, 0.5, {loss.data(), dq.data(), nullptr, dscale.data(), dbias.data()});
+    good = good && both_finite();
     loss = vector_of(dtype, 1, kNaN);
     pairwise_sigmoid(p, true, -3, 0.5, {loss.data(), nullptr, nullptr, nullptr, nullptr});
     good = good && all_finite(loss, wide);
@@ -78,6 +80,8 @@ bool run(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t dim, Po
     dk.assign(cols * dim * size_of(dtype), '\xff');
     loss = dscale = vector_of(dtype, 1, kNaN);
     pairwise_loss(p, true, {0.5, nullptr, nullptr}, {loss.data(), dq.data(), dk.data(), dscale.data()});
+    good = good && both_finite();
+    pairwise_loss(p, true, {0.5, nullptr, nullptr}, {loss.data(), dq.data(), nullptr, dscale.data()});
     good = good && both_finite();
     loss = vector_of(dtype, 1, kNaN);
     pairwise_loss(p, true, {0.5, nullptr, nullptr}, {loss.data(), nullptr, nullptr, nullptr});

@@ -163,7 +163,7 @@ def test_a_place_that_no_bank_has(backend, device, temperature):
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "_k", "d"), SHAPES)
-@pytest.mark.parametrize("wanted", [(0, 1), (0,)])
+@pytest.mark.parametrize("wanted", [(0, 1), (0,), (1,)])
 @pytest.mark.parametrize("scale", [10.0, 100.0])
 def test_clip(backend, device, dtype, n, _k, d, wanted, scale):
     with serving(backend, device, dtype):
@@ -177,19 +177,22 @@ def test_clip(backend, device, dtype, n, _k, d, wanted, scale):
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
 @pytest.mark.parametrize(("n", "_k", "d"), SHAPES)
-# As the paper starts; where yes and no are both likely; and where every pair is taken for a match.
-@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (100.0, -30.0), (10.0, 15.0)])
-def test_siglip(backend, device, dtype, n, _k, d, scale, bias):
+# As the paper starts; where yes and no are both likely; where every pair is taken for a match; one tower frozen.
+@pytest.mark.parametrize(
+    ("scale", "bias", "wanted"),
+    [(10.0, -10.0, (0, 1)), (100.0, -30.0, (0, 1)), (10.0, 15.0, (0, 1)), (10.0, -10.0, (0,)), (10.0, -10.0, (1,))],
+)
+def test_siglip(backend, device, dtype, n, _k, d, scale, bias, wanted):
     with serving(backend, device, dtype):
         inputs = problem(n, 1, d, dtype, device)[:2]
-        mine = with_gradients(functional.siglip, inputs, scale, bias, wanted=(0, 1))
-        eager = with_gradients(siglip, inputs, scale, bias, wanted=(0, 1))
-        truth = with_gradients(siglip, [x.double() for x in inputs], scale, bias, wanted=(0, 1))
+        mine = with_gradients(functional.siglip, inputs, scale, bias, wanted=wanted)
+        eager = with_gradients(siglip, inputs, scale, bias, wanted=wanted)
+        truth = with_gradients(siglip, [x.double() for x in inputs], scale, bias, wanted=wanted)
         losses = [siglip(x, y, scale, bias) for x, y in (inputs, [x.double() for x in inputs])]
         true = losses[1]
         allowed = allowed_error(losses[0].to(mine[0].dtype), true, true.abs() + 2 * scale).max()
         assert (mine[0].double() - true.mean()).abs() <= allowed
-        for i, got, plain, want in zip((0, 1), mine[1:], eager[1:], truth[1:], strict=True):
+        for i, got, plain, want in zip(wanted, mine[1:], eager[1:], truth[1:], strict=True):
             # A row is pulled and pushed by each of the others, at most by scale / n times a unit row.
             terms = (2 * scale / inputs[i].double().norm(dim=1, keepdim=True)).expand_as(want)
             assert_as_accurate_as_eager(got, plain, want, terms, f"gradient {i}", refuses_zeros=want.abs().max() > 1e-3)
@@ -218,7 +221,7 @@ def test_a_block_of_siglips_rows_against_all_columns(backend, device, offset):
     """What a rank computes: the positive of row i is column offset + i, where there is one."""
     with serving(backend, device, torch.float64):
         x, y = rows(9, 5, dtype=torch.float64, device=device), rows(50, 5, dtype=torch.float64, device=device)
-        rules = {"scale": 10.0, "bias": -3.0, "normalize": True, "row_offset": offset, "weight": 0.5}
+        rules = {"scale": 10.0, "bias": -3.0, "normalize": True, "row_offset": offset, "weight": 0.5, "columns": True}
         for tensor in (x, y):
             tensor.requires_grad_()
         results = torch.ops.fastssl.siglip(x, y, None, None, **rules, gradient=True, backend=backend)
@@ -417,6 +420,8 @@ def test_opcheck():
     index = torch.tensor([4, 0, -1, 0])
     for arguments in ((q, bank, key, None, scale), (q, bank, None, None, scale), (q, bank, None, index, scale)):
         torch.library.opcheck(operators.info_nce, arguments, {**settings, "row_offset": 1}, test_utils=utils)
+    torch.library.opcheck(operators.clip, (q, key, scale), {**settings, "columns": False}, test_utils=utils)
+    settings["columns"] = True
     torch.library.opcheck(operators.clip, (q, key.requires_grad_(), None), settings, test_utils=utils)
     rules = {"scale": 1.5, "normalize": True, "gradient": True, "backend": "", "exclude_positives": False}
     weights, key = torch.rand(4), torch.tensor([0, 1, 0, 1])
@@ -446,6 +451,13 @@ def test_second_derivatives_raise_and_frozen_inputs_are_refused():
         torch.ops.fastssl.info_nce(q.half(), bank.half(), key.half(), None, None, gradient=True, **rules)
     with pytest.raises(ValueError, match="positive and index exclude each other"):
         torch.ops.fastssl.info_nce(q, bank, key, torch.zeros(4, dtype=torch.int64), None, gradient=True, **rules)
+    for operator, more in ((torch.ops.fastssl.clip, {}), (torch.ops.fastssl.siglip, {"bias": 0.0, "row_offset": 0})):
+        numbers = [None] * (2 if more else 1)
+        settings = {"scale": 1.0, "normalize": True, "weight": 1.0, "gradient": True, "columns": False, "backend": ""}
+        with pytest.raises(RuntimeError, match="only x and logit_scale"):
+            operator(q, key.clone().requires_grad_(), *numbers, **settings, **more)
+        _, dx, dy, *_ = operator(q, key, *numbers, **settings, **more)
+        assert dx.shape == q.shape and dy.shape == (0,)
     weights = torch.rand(4)
     of_rows = {"scale": 1.0, "normalize": True, "positives": "pair", "exclude_positives": False, "gradient": True}
     with pytest.raises(RuntimeError, match="only z and logit_scale get gradients"):

@@ -74,27 +74,29 @@ class GradKernels {
 };
 
 // Where the gradients of both sides go: of rows among themselves, one matrix or two that take turns; else one
-// for each side.
+// for each side that wants one.
 template <class P, class Outputs>
 void finish_both(const Pass<P>& pass, Team& team, const Products<P>& products, const Outputs& out) {
   const std::int64_t dim = pass.problem.dim;
   char *dq = static_cast<char*>(out.dq), *other = static_cast<char*>(out.dq_other);
   const Rows rows = pass.shared ? Rows{{dq, other}, {dim, dim}} : Rows{{dq, nullptr}, {dim, 0}};
   const Rows cols{{other, nullptr}, {dim, 0}};
-  team.for_each(pass.places(true), [&](std::int64_t place) {
+  team.for_each(pass.places(pass.shared || other != nullptr), [&](std::int64_t place) {
     products.finish(place, pass.scratch_of(team), pass.is_row(place) ? rows : cols);
   });
 }
 
-// Both sides of all pairs: packed once, log-sums, then the gradient, the weights being known.
+// Both sides of all pairs: packed once, log-sums, then the gradient, the weights being known. both: of the
+// columns too, if they are not the rows.
 template <class P>
 class LossKernels {
  public:
   using Real = typename P::Real;
 
-  LossKernels(const PairwiseProblem& p, int threads, Arena& arena, const LossWeights& weights)
-      : pass_(p, threads, Multiplied::kBoth, arena),
+  LossKernels(const PairwiseProblem& p, int threads, Arena& arena, const LossWeights& weights, bool both)
+      : pass_(p, threads, both ? Multiplied::kBoth : Multiplied::kColumns, arena),
         weights_(weights),
+        both_(both),
         count_(pass_.places(true) * kBlock),
         row_lse_(arena.take<Real>(count_)),
         positive_(arena.take<Real>(count_)),
@@ -103,13 +105,13 @@ class LossKernels {
         terms_{row_lse_, lse_weight_, positive_weight_},
         col_terms_{row_lse_ + first_col(), lse_weight_ + first_col(), positive_weight_ + first_col()},
         sums_(pass_, /*mutual=*/true, &kept_, threads, arena),
-        gradient_(pass_, terms_, col_terms_, /*mutual=*/true, &kept_, threads, arena),
+        gradient_(pass_, terms_, col_terms_, /*mutual=*/both, &kept_, threads, arena),
         kept_(pass_, arena) {}
 
   void run(Team& team, const LossOutputs& out) const {
     const auto reset = [&](std::int64_t place) {
       sums_.reset(place);
-      gradient_.reset(place);
+      if (both_ || pass_.is_row(place)) gradient_.reset(place);
     };
     pass_.prepare(team, reset, [&](std::int64_t b) {
       if (!pass_.shared) reset(pass_.first_col_place() + b);
@@ -149,6 +151,7 @@ class LossKernels {
 
   Pass<P> pass_;
   const LossWeights& weights_;
+  const bool both_;
   const bool own_ = weights_.log_sum != nullptr;                // each row's
   std::int64_t count_;                                          // rows of all places
   Real *row_lse_, *positive_, *lse_weight_, *positive_weight_;  // [count]
@@ -164,9 +167,13 @@ class SigmoidKernels {
   using Real = typename P::Real;
 
   SigmoidKernels(const PairwiseProblem& p, int threads, Arena& arena, double bias, double weight,
-                 bool gradient)
-      : pass_(p, threads, gradient ? Multiplied::kBoth : Multiplied::kNone, arena),
-        sigmoid_(pass_, bias, weight, gradient, threads, arena) {}
+                 bool gradient, bool both)
+      : pass_(p, threads,
+              !gradient ? Multiplied::kNone
+              : both    ? Multiplied::kBoth
+                        : Multiplied::kColumns,
+              arena),
+        sigmoid_(pass_, bias, weight, gradient, both, threads, arena) {}
 
   void run(Team& team, const SigmoidOutputs& out) const {
     const auto reset = [&](std::int64_t place) { sigmoid_.reset(place); };
@@ -230,7 +237,7 @@ void grad(const PairwiseProblem& p, const GradTerms& row, const GradTerms& col, 
 
 template <class P>
 void loss(const PairwiseProblem& p, const LossWeights& weights, const LossOutputs& out) {
-  run<LossKernels<P>>(p, out, weights);
+  run<LossKernels<P>>(p, out, weights, p.k == nullptr || out.dq_other != nullptr);
 }
 
 template <class P>
@@ -240,7 +247,7 @@ void bank(const PairwiseProblem& p, double weight, const BankOutputs& out) {
 
 template <class P>
 void sigmoid(const PairwiseProblem& p, double bias, double weight, const SigmoidOutputs& out) {
-  run<SigmoidKernels<P>>(p, out, bias, weight, out.dq != nullptr);
+  run<SigmoidKernels<P>>(p, out, bias, weight, out.dq != nullptr, out.dq_other != nullptr);
 }
 
 template <class P>

@@ -160,8 +160,9 @@ void pairwise_loss(PairwiseProblem p, bool allow_bfloat16_product, const LossWei
     return;
   }
   require(outputs.dscale != nullptr, "pairwise_loss: with dq, dscale must not be null");
-  require((outputs.dq_other == nullptr) == (p.q_other == nullptr && p.k == nullptr),
-          "pairwise_loss: q_other and k need dq_other");
+  require(p.q_other == nullptr || outputs.dq_other != nullptr, "pairwise_loss: q_other needs dq_other");
+  require(outputs.dq_other == nullptr || p.q_other != nullptr || p.k != nullptr,
+          "pairwise_loss: dq_other needs q_other or k");
   chosen.loss(p, weights, outputs);
 }
 
@@ -183,9 +184,8 @@ void pairwise_sigmoid(PairwiseProblem p, bool allow_bfloat16_product, double bia
   check_and_complete(p, keys);
   require(p.k != nullptr, "pairwise_sigmoid: k must not be null");
   require(outputs.loss != nullptr, "pairwise_sigmoid: loss must not be null");
-  require(outputs.dq == nullptr ||
-              (outputs.dq_other != nullptr && outputs.dscale != nullptr && outputs.dbias != nullptr),
-          "pairwise_sigmoid: with dq, dq_other, dscale and dbias must not be null");
+  require(outputs.dq == nullptr || (outputs.dscale != nullptr && outputs.dbias != nullptr),
+          "pairwise_sigmoid: with dq, dscale and dbias must not be null");
   pick(p, allow_bfloat16_product).sigmoid(p, bias, weight, outputs);
 }
 

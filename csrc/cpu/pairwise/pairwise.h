@@ -77,7 +77,7 @@ struct LossOutputs {
                // columns
   // All null where no gradient is wanted.
   void* dq;        // [rows, dim] or, with q_other, [rows / 2, dim]; `dtype`, contiguous
-  void* dq_other;  // with q_other: [rows / 2, dim]; with k: [cols, dim]
+  void* dq_other;  // with q_other: [rows / 2, dim]; with k: [cols, dim], or null: of the rows alone
   void* dscale;    // [] Real: d loss / d s
 };
 
@@ -85,7 +85,7 @@ struct SigmoidOutputs {
   void* loss;  // [] Real: weight x the sum over all pairs of log(1 + exp(x)), or exp(-x) where they match
   // All null where no gradient is wanted.
   void* dq;        // [rows, dim], `dtype`, contiguous
-  void* dq_other;  // [cols, dim]: of the columns
+  void* dq_other;  // [cols, dim]: of the columns; or null
   void* dscale;    // [] Real: d loss / d s
   void* dbias;     // [] Real: d loss / d bias
 };

@@ -25,7 +25,7 @@ class Products {
         grad_(arena.take<Real>(parts * rows_ * stride_)),
         scale_terms_(arena.take<double>(rows_)) {}
 
-  // Before add(), for each place.
+  // Before add(), for each place that gets a gradient.
   void reset(std::int64_t place) const {
     for (std::int64_t part = 0; part < parts_; ++part) {
       __builtin_memset(at(part, place), 0, static_cast<std::size_t>(kBlock * stride_) * sizeof(Real));

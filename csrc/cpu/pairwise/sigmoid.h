@@ -16,22 +16,24 @@ class Sigmoid {
   using Ints = typename P::Ints;
   using Weights = typename P::Weights;
 
-  // gradient: whether there is one to compute; pass has the operands' rows then.
-  Sigmoid(const Pass<P>& pass, double bias, double weight, bool gradient, int threads, Arena& arena)
+  // gradient: whether there is one to compute; pass has the operands' rows then. both: of the columns too.
+  Sigmoid(const Pass<P>& pass, double bias, double weight, bool gradient, bool both, int threads,
+          Arena& arena)
       : pass_(pass),
         weight_(weight),
         gradient_(gradient),
+        both_(both),
         base_(static_cast<Real>(-bias * kLog2e)),
         tournament_(pass.places(true), threads, arena),
         weights_(arena.take<Weights>(threads)),
         loss_(arena.take<double>(pass.q.padded)),
         bias_terms_(arena.take<double>(pass.q.padded)),
-        products_(pass, true, gradient ? 1 : 0, weight, arena) {}
+        products_(pass, both, gradient ? 1 : 0, weight, arena) {}
 
   // Before accumulate(), for each place.
   void reset(std::int64_t place) const {
     tournament_.reset(place);
-    products_.reset(place);
+    if (both_ || pass_.is_row(place)) products_.reset(place);
     if (!pass_.is_row(place)) return;
     for (std::int64_t i = place * kBlock; i < (place + 1) * kBlock; ++i) loss_[i] = bias_terms_[i] = 0;
   }
@@ -74,7 +76,7 @@ class Sigmoid {
       loss_[a * kBlock + i] += P::sum(loss[i]);
       bias_terms_[a * kBlock + i] += P::sum(slope[i]);
     }
-    if (gradient_) products_.add(w, a, b, 0, true);
+    if (gradient_) products_.add(w, a, b, 0, both_);
   }
 
   template <bool kMasked>
@@ -108,12 +110,12 @@ class Sigmoid {
         g[r][v] = weight;
       }
     }
-    if (gradient_) P::store_weights(w, i, j, g, true);
+    if (gradient_) P::store_weights(w, i, j, g, both_);
   }
 
   const Pass<P>& pass_;
   double weight_;
-  bool gradient_;
+  bool gradient_, both_;
   Real base_;
   Tournament tournament_;
   Weights* weights_;    // [threads]

@@ -208,18 +208,20 @@ def siglip(
     bias: float,
     normalize: bool,
     row_offset: int,
+    columns: bool,
     weight: float,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``reference.siglip``."""
     rows, _ = _operands(x, None, normalize)
-    columns, _ = _operands(y, None, normalize)
+    texts, _ = _operands(y, None, normalize)
     s = scale if logit_scale is None else scale * logit_scale
     full_bias = bias if logit_bias is None else bias + logit_bias
     loss, d_scale, d_bias = (x.new_zeros((), dtype=accumulator(x)) for _ in range(3))
-    dx, dy = (z.new_empty(z.shape if gradient else (0,)) for z in (x, y))
-    d_columns = y.new_zeros(y.shape if gradient else (0,), dtype=accumulator(y))
-    for block in _blocks(rows, columns, s, "diagonal", None, None, False, row_offset, 0, row_step=1):
+    both = gradient and columns
+    dx, dy = x.new_empty(x.shape if gradient else (0,)), y.new_empty((0,))
+    d_columns = y.new_zeros(y.shape if both else (0,), dtype=accumulator(y))
+    for block in _blocks(rows, texts, s, "diagonal", None, None, False, row_offset, 0, row_step=1):
         assert isinstance(block.match, _OneColumn)
         logits = block.logits.add_(full_bias)
         of_match = logits.gather(1, block.match.column)
@@ -232,12 +234,13 @@ def siglip(
         g = logits.sigmoid_()
         block.match.put(g, -(-of_match).sigmoid())
         d_bias += g.sum()
-        g = (g * weight).to(columns.dtype)
-        d_cosine = (g @ columns).to(accumulator(x))
+        g = (g * weight).to(texts.dtype)
+        d_cosine = (g @ texts).to(accumulator(x))
         d_scale += (d_cosine * rows[here]).sum()
         dx[here] = through_normalize(d_cosine.mul_(s), x[here], normalize).to(x.dtype)
-        d_columns += g.T @ rows[here]
-    if gradient:
+        if both:
+            d_columns += g.T @ rows[here]
+    if both:
         dy = through_normalize(d_columns.mul_(s), y, normalize).to(y.dtype)
     return loss * weight, dx, dy, d_scale, d_bias * weight
 

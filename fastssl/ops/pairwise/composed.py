@@ -56,10 +56,14 @@ def clip(
     *,
     scale: float,
     normalize: bool,
+    columns: bool,
     weight: float,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss [] of both directions, its gradients [N, D], and the derivative with respect to the full scale []."""
+    """The loss [] of both directions, its gradients [N, D], and the derivative with respect to the full scale [].
+
+    Without ``columns``, that for y is empty.
+    """
     rules = {
         "scale": scale, "normalize": normalize, "positives": "diagonal", "row_key": None, "col_key": None,
         "exclude_self": False, "exclude_positives": False, "row_offset": 0, "col_offset": 0,
@@ -73,7 +77,9 @@ def clip(
     weights = torch.full_like(of_x, weight)
     row, column = (of_x, weights, -weights), (of_y, weights, -weights)
     dx, d_scale = logsumexp_grad(x, y, logit_scale, *row, *column, row_step=1, **rules)
-    dy, _ = logsumexp_grad(y, x, logit_scale, *column, *row, row_step=1, **rules)
+    dy = y.new_empty((0,))
+    if columns:
+        dy, _ = logsumexp_grad(y, x, logit_scale, *column, *row, row_step=1, **rules)
     return loss, dx, dy, d_scale
 
 

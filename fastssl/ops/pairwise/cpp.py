@@ -118,13 +118,14 @@ def clip(
     *,
     scale: float,
     normalize: bool,
+    columns: bool,
     weight: float,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``composed.clip``; one kernel, whose products serve both directions."""
     return _loss_of_both(
         kernels().pairwise_loss, x, y, logit_scale, False, gradient, scale=scale, normalize=normalize,
-        positives="diagonal", weight=weight,
+        positives="diagonal", weight=weight, columns=columns,
     )  # fmt: skip
 
 
@@ -174,6 +175,7 @@ def siglip(
     bias: float,
     normalize: bool,
     row_offset: int,
+    columns: bool,
     weight: float,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -183,7 +185,7 @@ def siglip(
     results = _loss_of_both(
         partial(kernels().pairwise_sigmoid, bias=full_bias, dbias=d_bias.data_ptr() if gradient else 0),
         x, y, logit_scale, False, gradient, scale=scale, normalize=normalize, positives="diagonal",
-        row_offset=row_offset, weight=weight,
+        row_offset=row_offset, weight=weight, columns=columns,
     )  # fmt: skip
     return *results, d_bias
 
@@ -197,17 +199,20 @@ def _loss_of_both(
     gradient: bool,
     *,
     weight: float,
+    columns: bool = True,
     row_offset: int = 0,
     exclude_self: bool = False,
     **rules: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss, the gradients for both sets of rows, and the derivative by the full scale, from one kernel.
 
-    Rows among themselves are those of x and y in turns; otherwise x's are the rows and y's the columns.
+    Rows among themselves are those of x and y in turns; otherwise x's are the rows and y's the columns, which without
+    ``columns`` get no gradient.
     """
     loss = torch.empty((), dtype=accumulator(x))
     d_scale = torch.empty_like(loss) if gradient else torch.zeros_like(loss)
-    dx, dy = (z.new_empty(z.shape if gradient else (0,)) for z in (x, y))
+    both = gradient and columns
+    dx, dy = x.new_empty(x.shape if gradient else (0,)), y.new_empty(y.shape if both else (0,))
     x, y = unit_stride(x), unit_stride(y)
     problem = _problem(
         x, None if among_themselves else y, logit_scale, None, None, row_offset, 0, row_step=1,
@@ -219,7 +224,7 @@ def _loss_of_both(
         weight=weight,
         loss=loss.data_ptr(),
         dq=dx.data_ptr() if gradient else 0,
-        dq_other=dy.data_ptr() if gradient else 0,
+        dq_other=dy.data_ptr() if both else 0,
         dscale=d_scale.data_ptr() if gradient else 0,
     )
     return loss, dx, dy, d_scale

@@ -110,16 +110,17 @@ def siglip(
     bias: float,
     normalize: bool,
     row_offset: int,
+    columns: bool,
     weight: float,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The loss [], its gradients [M, D] and [N, D], and the derivatives with respect to full scale and full bias, [].
 
-    Without ``gradient``, only the loss means anything.
+    Without ``columns``, the gradient for y is empty; without ``gradient``, only the loss means anything.
     """
     s = _full_scale(scale, logit_scale)
-    rows, columns = unit_rows(x, normalize), unit_rows(y, normalize)
-    cosine = widened(rows @ columns.T)  # [M, N]
+    rows, texts = unit_rows(x, normalize), unit_rows(y, normalize)
+    cosine = widened(rows @ texts.T)  # [M, N]
     logits = s * cosine + (bias if logit_bias is None else bias + logit_bias)
     matched, _ = _rules(x, y, "diagonal", None, None, False, row_offset, 0, row_step=1)
     loss = -weight * F.logsigmoid(torch.where(matched, logits, -logits)).sum()
@@ -127,8 +128,10 @@ def siglip(
         nothing = x.new_empty((0,))
         return loss, nothing, torch.empty_like(nothing), torch.zeros_like(loss), torch.zeros_like(loss)
     g = weight * torch.where(matched, -(-logits).sigmoid(), logits.sigmoid())
-    dx = through_normalize(s * widened(g.to(columns.dtype) @ columns), x, normalize)
-    dy = through_normalize(s * widened(g.T.to(rows.dtype) @ rows), y, normalize)
+    dx = through_normalize(s * widened(g.to(texts.dtype) @ texts), x, normalize)
+    dy = y.new_empty((0,))
+    if columns:
+        dy = through_normalize(s * widened(g.T.to(rows.dtype) @ rows), y, normalize)
     return loss, dx.to(x.dtype), dy.to(y.dtype), (g * cosine).sum(), g.sum()
 
 

@@ -11,6 +11,8 @@
 ``weighted``
     any weighted sum of rows' log-sums and positive logits, of rows among themselves (labels, decoupled losses).
 
+``clip`` and ``siglip`` leave the gradient of the second set out where ``columns`` is False: it is a product of three.
+
 Each returns weight x the sum of its losses, the gradients of that for its inputs, and its derivatives by the full scale
 (and bias); backward multiplies them. Without ``gradient`` they are empty or undefined. ``composed.py`` has the
 definitions, of ``siglip`` ``reference.py``.
@@ -125,13 +127,15 @@ def _define(
     """An operator that returns a loss, the gradients for some of its inputs, and the derivatives by some numbers.
 
     ``numbers`` are tensors [] or None: that by the scale is by the full one, which ``logit_scale`` is a factor of.
+    An argument ``columns`` says whether more than the first of the inputs gets its gradient.
     """
     name = schema.split("(", 1)[0]
 
-    def fake(*, gradient: bool, **arguments: Any) -> tuple[Tensor, ...]:
+    def fake(*, gradient: bool, columns: bool = True, **arguments: Any) -> tuple[Tensor, ...]:
         inputs = [arguments[argument] for argument in differentiable]
         loss = inputs[0].new_empty((), dtype=accumulator(inputs[0]))
-        gradients = (x.new_empty(x.shape if gradient else (0,)) for x in inputs)
+        wanted = [gradient and (columns or i == 0) for i in range(len(inputs))]
+        gradients = (x.new_empty(x.shape if want else (0,)) for x, want in zip(inputs, wanted, strict=True))
         return loss, *gradients, *(torch.empty_like(loss) for _ in numbers)
 
     outputs = ", ".join(["Tensor"] * (1 + len(differentiable) + len(numbers)))
@@ -142,9 +146,10 @@ def _define(
     def setup_context(ctx: Any, tensors: Sequence, keywords: dict[str, Any], outputs: tuple) -> None:
         if not keywords["gradient"]:
             raise RuntimeError(f"fastssl::{name}: an input requires a gradient, but the call has gradient=False")
-        served = (*places, *of_numbers)
+        of_inputs = len(places) if keywords.get("columns", True) else 1
+        served = (*places[:of_inputs], *of_numbers)
         if any(wanted and i not in served for i, wanted in enumerate(ctx.needs_input_grad[: len(tensors)])):
-            listed = f"{', '.join(differentiable)} and {' and '.join(numbers)}"
+            listed = f"{', '.join(differentiable[:of_inputs])} and {' and '.join(numbers)}"
             raise RuntimeError(f"fastssl::{name}: only {listed} get gradients")
         ctx.mark_non_differentiable(*outputs[1:])
         ctx.set_materialize_grads(False)  # of the gradients' gradients, which nobody reads
@@ -170,7 +175,7 @@ def _define(
 
 
 _define(f"nt_xent(Tensor z0, Tensor z1, Tensor? logit_scale, *, {_RULES})", _check_nt_xent, ("z0", "z1"))
-_define(f"clip(Tensor x, Tensor y, Tensor? logit_scale, *, {_RULES})", _check_clip, ("x", "y"))
+_define(f"clip(Tensor x, Tensor y, Tensor? logit_scale, *, bool columns, {_RULES})", _check_clip, ("x", "y"))
 # The positive of row i is row i of `positive`, one more column; or column index[i], of which there may be none; or
 # without both column row_offset + i.
 _define(
@@ -187,7 +192,8 @@ _define(
 )
 # The positive of row i is column row_offset + i, where there is such a column.
 _define(
-    f"siglip(Tensor x, Tensor y, Tensor? logit_scale, Tensor? logit_bias, *, float bias, SymInt row_offset, {_RULES})",
+    "siglip(Tensor x, Tensor y, Tensor? logit_scale, Tensor? logit_bias, *, float bias, SymInt row_offset, "
+    f"bool columns, {_RULES})",
     _check_siglip,
     ("x", "y"),
     ("logit_scale", "logit_bias"),

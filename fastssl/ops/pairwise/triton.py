@@ -167,6 +167,7 @@ def siglip(
     bias: float,
     normalize: bool,
     row_offset: int,
+    columns: bool,
     weight: float,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -179,7 +180,7 @@ def siglip(
         problem = Problem.of(x, y, logit_scale, row_offset=row_offset, col_offset=0, **rules)
         (loss, d_bias), dx, d_scale = _sigmoid(problem, bias, logit_bias, weight, sums=True, gradient=gradient)
         dy = y.new_empty((0,))
-        if gradient:
+        if gradient and columns:
             problem = Problem.of(y, x, logit_scale, row_offset=0, col_offset=row_offset, **rules)
             _, dy, _ = _sigmoid(problem, bias, logit_bias, weight, sums=False, gradient=True)
         return loss, dx, dy, d_scale, d_bias
