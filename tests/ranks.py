@@ -190,11 +190,14 @@ def train_step(rank, world_size, backend, name, compiled):
 def frozen_view_step(rank, world_size):
     share = N // world_size
     z0, z1 = (x[rank * share : (rank + 1) * share].requires_grad_() for x in global_batch())
-    group = dist.group.WORLD
-    both = torch.autograd.grad(functional.nt_xent(z0, z1, 0.2, group=group), (z0, z1))
-    first = torch.autograd.grad(functional.nt_xent(z0, z1.detach(), 0.2, group=group), z0)
-    second = torch.autograd.grad(functional.nt_xent(z0.detach(), z1, 0.2, group=group), z1)
-    return all(torch.allclose(a, b, atol=1e-7) for a, b in zip(both, (*first, *second), strict=True))
+    same = []
+    for loss, *numbers in ((functional.nt_xent, 0.2), (functional.clip, 5.0), (functional.siglip, 5.0, -3.0)):
+        for over in ({}, {"group": dist.group.WORLD}):
+            both = torch.autograd.grad(loss(z0, z1, *numbers, **over), (z0, z1))
+            first = torch.autograd.grad(loss(z0, z1.detach(), *numbers, **over), z0)
+            second = torch.autograd.grad(loss(z0.detach(), z1, *numbers, **over), z1)
+            same += [torch.allclose(a, b, atol=1e-6) for a, b in zip(both, (*first, *second), strict=True)]
+    return all(same)
 
 
 def uneven_step(rank, world_size):
