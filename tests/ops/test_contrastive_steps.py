@@ -20,16 +20,7 @@ import fastssl
 from fastssl import functional
 
 # Rows, columns, dimension; more than 768 rows are not taken at once, and more than 128 columns not in one go.
-SHAPES = [
-    (1, 1, 4),
-    (3, 2, 7),
-    (17, 130, 33),
-    (100, 97, 16),
-    (5, 1000, 128),
-    (97, 200, 65),
-    (99, 130, 300),
-    (800, 50, 9),
-]
+SHAPES = [(1, 1, 4), (3, 2, 7), (17, 130, 33), (100, 97, 16), (5, 1000, 128), (97, 200, 300), (800, 50, 9)]
 
 
 def unit(x, normalize=True):
@@ -126,8 +117,7 @@ def test_keys_of_the_batch(backend, device, dtype, n, _k, d, wanted, temperature
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "k", "d"), SHAPES)
-@pytest.mark.parametrize("wanted", [(0,), (0, 1)])
-@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize(("wanted", "temperature"), [((0,), 0.1), ((0,), 0.01), ((0, 1), 0.1)])
 def test_places_in_a_bank(backend, device, dtype, n, k, d, wanted, temperature):
     """Several rows may have the same positive, and rows of one block positives at both ends of the bank."""
     with serving(backend, device, dtype):
@@ -163,8 +153,7 @@ def test_a_place_that_no_bank_has(backend, device, temperature):
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "_k", "d"), SHAPES)
-@pytest.mark.parametrize("wanted", [(0, 1), (0,), (1,)])
-@pytest.mark.parametrize("scale", [10.0, 100.0])
+@pytest.mark.parametrize(("wanted", "scale"), [((0, 1), 10.0), ((0, 1), 100.0), ((0,), 10.0), ((1,), 100.0)])
 def test_clip(backend, device, dtype, n, _k, d, wanted, scale):
     with serving(backend, device, dtype):
         inputs = problem(n, 1, d, dtype, device)[:2]
