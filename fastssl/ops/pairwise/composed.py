@@ -173,15 +173,22 @@ class Positives(NamedTuple):
     rows: Tensor
     exist: Tensor | None
 
+    @staticmethod
+    def rule_of(positive: Tensor | None, index: Tensor | None) -> str:
+        if positive is not None:
+            return "none"
+        return "diagonal" if index is None else "index"
+
     @classmethod
     def of(cls, q: Tensor, k: Tensor, positive: Tensor | None, index: Tensor | None, row_offset: int) -> Positives:
+        rule = cls.rule_of(positive, index)
         if positive is not None:
-            return cls("none", positive, None)
+            return cls(rule, positive, None)
         if index is None:
-            return cls("diagonal", k[row_offset : row_offset + q.shape[0]], None)
+            return cls(rule, k[row_offset : row_offset + q.shape[0]], None)
         exist = (index >= 0) & (index < k.shape[0])
         rows = k[index.clamp(0, k.shape[0] - 1)]
-        return cls("index", torch.where(exist[:, None], rows, torch.zeros_like(rows)), exist)
+        return cls(rule, torch.where(exist[:, None], rows, torch.zeros_like(rows)), exist)
 
     @property
     def among(self) -> bool:

@@ -130,11 +130,11 @@ def info_nce(
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``composed.info_nce``; one pass over the columns where a kernel holds a row's gradient in registers."""
-    positives = composed.Positives.of(q, k, positive, index, row_offset)
     with on_device_of(q):
+        rule = composed.Positives.rule_of(positive, index)
         problem = Problem.of(
-            q, k, logit_scale, scale=scale, normalize=normalize, positives=positives.rule, row_key=index, col_key=None,
-            exclude_self=False, exclude_positives=positives.among, row_offset=row_offset, col_offset=0, row_step=1,
+            q, k, logit_scale, scale=scale, normalize=normalize, positives=rule, row_key=index, col_key=None,
+            exclude_self=False, exclude_positives=rule != "none", row_offset=row_offset, col_offset=0, row_step=1,
         )  # fmt: skip
         tile = problem.tile("bank") if gradient else None
         if tile is None:
@@ -143,6 +143,7 @@ def info_nce(
                 normalize=normalize, row_offset=row_offset, weight=weight, gradient=gradient,
             )  # fmt: skip
         others, attended = _bank(problem, tile)
+        positives = composed.Positives.of(q, k, positive, index, row_offset)  # gathers rows: only here
     s = scale if logit_scale is None else scale * logit_scale
     rows, own = (F.normalize(widened(x), dim=1) if normalize else widened(x) for x in (q, positives.rows))
     cosine = (rows * own).sum(1)
